@@ -1,0 +1,1 @@
+"""Everything that a client or an operator touches; imports no torch."""

@@ -1,0 +1,109 @@
+"""Every setting of every process. `docs/settings.md` is generated from this class."""
+
+from __future__ import annotations
+
+import os
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import ConfigurationError
+
+PREFIX = "RYZANSTEIN_"
+
+
+class Settings(BaseSettings):
+    """Read once at start from the environment; an unknown `RYZANSTEIN_` variable is an error."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    # --- where things are
+    database_url: SecretStr = Field(
+        SecretStr("postgresql+psycopg://ryzanstein@127.0.0.1:5432/ryzanstein"), description="PostgreSQL, the truth."
+    )
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis: tickets and control messages."
+    )
+    storage_url: str = Field(
+        "file:///var/lib/ryzanstein/blobs",
+        description="Blob storage for uploads: `file:///path` or `s3://bucket/prefix`.",
+    )
+
+    # --- gateway
+    gateway_host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    gateway_port: int = Field(8000, ge=0, le=65535, description="Port that the gateway listens on.")
+    max_upload_bytes: int = Field(512 * 1024**2, gt=0, description="Largest upload of any purpose, in bytes.")
+    max_batch_file_bytes: int = Field(200 * 1024**2, gt=0, description="Largest input file of a batch, in bytes.")
+    max_batch_lines: int = Field(50_000, gt=0, description="Most lines in the input file of a batch.")
+    max_line_bytes: int = Field(4 * 1024**2, gt=0, description="Longest line in the input file of a batch, in bytes.")
+    file_expiry_seconds: int = Field(30 * 86400, ge=3600, description="Age at which an input file expires by itself.")
+
+    # --- planning and leases
+    slice_tokens: int = Field(
+        65_536, gt=0, description="Size of a slice: prompt tokens and max_tokens of its requests together, at most."
+    )
+    slice_requests: int = Field(2_048, gt=0, description="Most requests in a slice.")
+    lease_seconds: float = Field(15.0, gt=0, description="Length of a lease; it is renewed four times within.")
+    sweep_seconds: float = Field(5.0, gt=0, description="How often the sweeper runs, and an idle group looks into SQL.")
+    relay_seconds: float = Field(1.0, gt=0, description="How often the relay publishes what direct publishing missed.")
+    max_attempts: int = Field(10, gt=0, description="Attempts after which a slice that keeps losing its lease fails.")
+
+    # --- group
+    group_slices: int = Field(3, gt=0, description="Slices that a group may hold at once.")
+    record_requests: int = Field(64, gt=0, description="Most outcomes recorded in one transaction.")
+    record_seconds: float = Field(0.25, gt=0, description="Longest that an outcome waits to be recorded, in seconds.")
+    drain_seconds: float = Field(30.0, ge=0, description="Time that a stopping group gives its running requests.")
+    max_crash_exposures: int = Field(3, gt=0, description="Engine crashes after which a suspect request fails.")
+    kv_cache_tokens: int = Field(0, ge=0, description="Tokens that the KV cache holds; 0 sizes it from free memory.")
+    max_num_sequences: int = Field(256, gt=0, description="Sequences that run in one step at most.")
+    step_tokens: int = Field(2_048, gt=0, description="Token budget of one engine step.")
+    step_seconds: float = Field(30.0, gt=0, description="Step deadline: a step that takes longer counts as a hang.")
+    echo_tokens_per_second: float = Field(
+        0.0, ge=0, description="Echo engine only: completion tokens per second over all its requests; 0 is no limit."
+    )
+
+    # --- money
+    default_currency: str = Field("USD", pattern="^[A-Z]{3}$", description="Currency of rate cards that `up` makes.")
+    default_input_price: Decimal = Field(Decimal("0.10"), ge=0, description="`up`: price of 1,000,000 input tokens.")
+    default_cached_input_price: Decimal = Field(
+        Decimal("0.05"), ge=0, description="`up`: price of 1,000,000 input tokens found in the prefix cache."
+    )
+    default_output_price: Decimal = Field(Decimal("0.40"), ge=0, description="`up`: price of 1,000,000 output tokens.")
+    default_batch_discount: Decimal = Field(
+        Decimal("0.5"), ge=0, le=1, description="`up`: part of the price that a batch saves."
+    )
+
+    # --- telemetry
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
+    log_format: str = Field(
+        "console", pattern="^(console|json)$", description="`console` for people, `json` for machines."
+    )
+    flower_host: str = Field("127.0.0.1", description="Address that Flower listens on.")
+    flower_port: int = Field(5555, ge=0, le=65535, description="Port that Flower listens on.")
+    flower_user: str = Field("ryzanstein", description="User of Flower's basic authentication.")
+    flower_password: SecretStr | None = Field(
+        None, description="Password of Flower; Flower does not start without one."
+    )
+
+    # --- client commands (submit, watch, download, …)
+    base_url: str = Field("http://127.0.0.1:8000/v1", description="Gateway that the client commands talk to.")
+    api_key: SecretStr | None = Field(None, description="Key that the client commands use.")
+
+    data_dir: Path | None = Field(None, description="Folder of the embedded stack; set by `up` for its processes.")
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process. Raises ConfigurationError, naming the variable and what it may be."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise ConfigurationError(f"Unknown setting {', '.join(unknown)}. docs/settings.md lists the known ones.")
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        lines = [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise ConfigurationError("Wrong setting. " + "; ".join(lines)) from None

@@ -1,0 +1,106 @@
+"""Batches, and the errors that intake found in their lines."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import ForeignKey, Index
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from pipeline.tables.base import Base, Created, Moment, text_enum
+
+
+class BatchStatus(StrEnum):
+    """OpenAI's statuses, with OpenAI's meaning."""
+
+    VALIDATING = "validating"  #: Intake and planning have not committed yet.
+    FAILED = "failed"  #: Intake refused it; `batch_errors` says why.
+    IN_PROGRESS = "in_progress"  #: Some requests have no outcome yet.
+    FINALIZING = "finalizing"  #: All have; the files are being closed.
+    COMPLETED = "completed"
+    EXPIRED = "expired"  #: The window passed first; what was finished is kept and billed.
+    CANCELLING = "cancelling"  #: Running requests are being stopped.
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
+
+
+class OnInvalid(StrEnum):
+    """What intake does with a batch that has invalid lines."""
+
+    FAIL = "fail"  #: The batch fails, with all of them listed.
+    SKIP = "skip"  #: Good lines run; invalid ones become lines of the error file.
+
+
+class Batch(Base):
+    __tablename__ = "batches"
+    __table_args__ = (
+        Index("ix_batches_tenant_id_created_at", "tenant_id", "created_at", "id"),
+        # The sweeper looks only at batches that have not ended.
+        Index(
+            "ix_batches_unfinished",
+            "status",
+            postgresql_where="status IN ('validating', 'in_progress', 'finalizing', 'cancelling')",
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    #: The key that created it; its usage is reported under this key.
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    input_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    endpoint: Mapped[str]
+    completion_window: Mapped[str]
+    on_invalid: Mapped[OnInvalid] = mapped_column(text_enum(OnInvalid, "on_invalid"))
+    metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata", JSONB)
+    output_expires_after_seconds: Mapped[int | None]
+
+    status: Mapped[BatchStatus] = mapped_column(text_enum(BatchStatus, "status"))
+    created_at: Mapped[Created]
+    expires_at: Mapped[Moment]
+    in_progress_at: Mapped[Moment | None]
+    finalizing_at: Mapped[Moment | None]
+    completed_at: Mapped[Moment | None]
+    failed_at: Mapped[Moment | None]
+    expired_at: Mapped[Moment | None]
+    cancelling_at: Mapped[Moment | None]
+    cancelled_at: Mapped[Moment | None]
+
+    # Set by intake. A batch has one model.
+    model: Mapped[str | None]
+    output_file_id: Mapped[str | None]
+    error_file_id: Mapped[str | None]
+    #: Accepted requests: rows of `requests`.
+    num_requests: Mapped[int] = mapped_column(server_default="0")
+    #: Invalid lines that were skipped: rows of `batch_errors`; they count as failed.
+    num_skipped: Mapped[int] = mapped_column(server_default="0")
+
+    # Kept by whoever writes outcomes, in the same transaction.
+    num_succeeded: Mapped[int] = mapped_column(server_default="0")
+    #: Failed, cancelled or expired.
+    num_unsuccessful: Mapped[int] = mapped_column(server_default="0")
+    num_prompt_tokens: Mapped[int] = mapped_column(server_default="0")
+    num_cached_tokens: Mapped[int] = mapped_column(server_default="0")
+    num_completion_tokens: Mapped[int] = mapped_column(server_default="0")
+
+    @property
+    def num_unfinished(self) -> int:
+        """Accepted requests without an outcome."""
+        return self.num_requests - self.num_succeeded - self.num_unsuccessful
+
+
+class BatchError(Base):
+    """One invalid line (`line` from 1), or one thing wrong with the file as a whole (`line` 0)."""
+
+    __tablename__ = "batch_errors"
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: As far as it could be read.
+    custom_id: Mapped[str | None]
+    code: Mapped[str]
+    param: Mapped[str | None]
+    message: Mapped[str]

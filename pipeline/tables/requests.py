@@ -1,0 +1,72 @@
+"""Requests and the results of those that succeeded."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, SmallInteger
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from pipeline.tables.base import Base, Created, RowId, text_enum
+
+
+class OutcomeKind(StrEnum):
+    """The one terminal result of a request."""
+
+    SUCCEEDED = "succeeded"  #: Has a row in `results`, and a set of usage events.
+    FAILED = "failed"  #: `error_code` and `error_message` say why; not billed.
+    CANCELLED = "cancelled"  #: Its batch was cancelled first; not billed.
+    EXPIRED = "expired"  #: Its window passed first; not billed.
+
+
+class Request(Base):
+    """One accepted line of an input file."""
+
+    __tablename__ = "requests"
+    __table_args__ = (
+        Index("uq_requests_batch_id_line", "batch_id", "line", unique=True),
+        Index("uq_requests_batch_id_custom_id", "batch_id", "custom_id", unique=True),
+        Index("ix_requests_slice_id", "slice_id"),
+        # An outcome is an update in place: no index holds it, and each page has room for it.
+        {"postgresql_with": {"fillfactor": 85}},
+    )
+
+    id: Mapped[RowId]
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id"))
+    #: Set by planning.
+    slice_id: Mapped[int | None] = mapped_column(ForeignKey("slices.id"))
+    #: In the input file, from 1.
+    line: Mapped[int]
+    custom_id: Mapped[str]
+    #: Big-endian 32-bit ids, so that the order of bytes is the order of token ids.
+    prompt_token_ids: Mapped[bytes]
+    num_prompt_tokens: Mapped[int]
+    #: A `GenerationParams`.
+    params: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    #: Engine crashes that this request was part of; kept apart from attempts.
+    num_crash_exposures: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+
+    outcome: Mapped[OutcomeKind | None] = mapped_column(text_enum(OutcomeKind, "outcome"))
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+
+
+class Result(Base):
+    """The answer to a request that succeeded; one per request, for ever."""
+
+    __tablename__ = "results"
+    __table_args__ = (Index("ix_results_batch_id", "batch_id"),)
+
+    request_id: Mapped[int] = mapped_column(ForeignKey("requests.id"), primary_key=True, autoincrement=False)
+    batch_id: Mapped[str]
+    #: JSON of `response.body` of the output line.
+    body: Mapped[str]
+    #: Length of the whole output line with its newline, so that the size of a file is a sum.
+    num_line_bytes: Mapped[int]
+    slice_id: Mapped[int]
+    #: Of the attempt that recorded it.
+    lease_epoch: Mapped[int]
+    group_id: Mapped[str]
+    created_at: Mapped[Created]

@@ -1,0 +1,76 @@
+"""Slices, the unit of claiming, and the attempts made at them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import ForeignKey, Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from pipeline.tables.base import Base, Created, Moment, RowId, text_enum
+
+
+class SliceStatus(StrEnum):
+    PENDING = "pending"  #: Waits for a group.
+    CLAIMED = "claimed"  #: A group has a lease on it.
+    DONE = "done"  #: No request of it is without an outcome.
+
+
+class Slice(Base):
+    """Consecutive planned requests of one batch and model, claimed as one."""
+
+    __tablename__ = "slices"
+    __table_args__ = (
+        Index("ix_slices_pending", "model", "id", postgresql_where="status = 'pending'"),
+        Index("ix_slices_claimed", "lease_expires_at", postgresql_where="status = 'claimed'"),
+        Index("uq_slices_batch_id_position", "batch_id", "position", unique=True),
+        {"postgresql_with": {"fillfactor": 70}},
+    )
+
+    id: Mapped[RowId]
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id"))
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    model: Mapped[str]
+    #: In the batch's plan, from 0.
+    position: Mapped[int]
+    #: End of the batch's window.
+    deadline: Mapped[Moment]
+    num_requests: Mapped[int]
+    #: Prompt tokens and max_tokens of its requests: the most work that it can be.
+    num_tokens: Mapped[int]
+
+    status: Mapped[SliceStatus] = mapped_column(text_enum(SliceStatus, "status"))
+    #: Counts the claims; whoever holds an older one writes nothing.
+    lease_epoch: Mapped[int] = mapped_column(server_default="0")
+    lease_expires_at: Mapped[Moment | None]
+    #: Of the last claim; kept when the lease ends, for prefix affinity.
+    group_id: Mapped[str | None]
+    num_unfinished: Mapped[int]
+
+
+class AttemptEnd(StrEnum):
+    """Why an attempt ended."""
+
+    FINISHED = "finished"  #: Every request of the slice has an outcome.
+    LOST = "lost"  #: The lease ran out.
+    RETURNED = "returned"  #: The group gave it back: drained, or its engine could not go on.
+
+
+class Attempt(Base):
+    """One claim of a slice by a group, with its lease epoch. Work thrown away is recorded here and never billed."""
+
+    __tablename__ = "attempts"
+
+    slice_id: Mapped[int] = mapped_column(ForeignKey("slices.id"), primary_key=True)
+    lease_epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    batch_id: Mapped[str]
+    group_id: Mapped[str]
+    started_at: Mapped[Created]
+    ended_at: Mapped[Moment | None]
+    end: Mapped[AttemptEnd | None] = mapped_column(text_enum(AttemptEnd, "end"))
+    num_succeeded: Mapped[int] = mapped_column(server_default="0")
+    num_unsuccessful: Mapped[int] = mapped_column(server_default="0")
+    #: Tokens computed for requests that this attempt recorded.
+    num_tokens: Mapped[int] = mapped_column(server_default="0")
+    #: Tokens computed and thrown away (crash, drain, cancel), as far as the group could tell.
+    num_wasted_tokens: Mapped[int] = mapped_column(server_default="0")

@@ -1,0 +1,1 @@
+"""A group: the only place where the queue meets the model."""
