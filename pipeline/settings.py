@@ -103,7 +103,7 @@ def get_settings() -> Settings:
     if unknown:
         raise ConfigurationError(f"Unknown setting {', '.join(unknown)}. docs/settings.md lists the known ones.")
     try:
-        return Settings()  # type: ignore[call-arg]
+        return Settings()
     except ValidationError as error:
         lines = [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
         raise ConfigurationError("Wrong setting. " + "; ".join(lines)) from None

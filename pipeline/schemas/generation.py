@@ -1,4 +1,4 @@
-"""What is asked of an engine: the part of a request that survives validation, as it is stored in SQL and sent to a group."""
+"""What is asked of an engine: the part of a request that survives validation, as SQL stores it and a group gets it."""
 
 from __future__ import annotations
 

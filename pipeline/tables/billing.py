@@ -22,7 +22,8 @@ class Meter(StrEnum):
 class RateCard(Base):
     """Prices of one model from a moment on. A change is a new card; a card in use is never edited.
 
-    The amount of a usage event is quantity x price / 1,000,000 x (1 - batch_discount), which the scale of `Money` holds exactly.
+    The amount of a usage event is quantity x price / 1,000,000 x (1 - batch_discount), which the scale of
+    `Money` holds exactly.
     """
 
     __tablename__ = "rate_cards"

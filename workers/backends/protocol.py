@@ -128,7 +128,7 @@ class Engine(Protocol):
         """Stop these requests; each that had not ended is reported as aborted. Unknown ids are fine."""
 
     def take_outcomes(self, max_outcomes: int, timeout: float) -> list[Outcome]:
-        """Outcomes in the order of their ends: as soon as there is one, at most `max_outcomes`; none after `timeout` s."""
+        """Outcomes in the order of their ends, as soon as there is one; none after `timeout` seconds."""
 
     def load(self) -> Load: ...
 

@@ -1,0 +1,95 @@
+"""Child processes that end with their parent, whatever ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NotReadyError(PipelineError):
+    """A process did not get ready in time."""
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listens on now. Another process may take it first: whoever binds it must be ready to fail."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    log_path: Path | None = None,
+    run_as: pwd.struct_passwd | None = None,
+    death_signal: signal.Signals = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
+    """Start `argv` in a session of its own, so that Ctrl-C reaches only the parent.
+
+    The kernel sends it `death_signal` when the *thread* that called this ends, so call it from a thread that lasts.
+    Output is appended to `log_path`, or thrown away.
+    """
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, death_signal)
+        if os.getppid() != parent:  # it ended before the line above
+            os._exit(1)
+
+    identity: dict[str, Any] = (
+        {} if run_as is None else {"user": run_as.pw_uid, "group": run_as.pw_gid, "extra_groups": []}
+    )
+    with contextlib.ExitStack() as stack:
+        output: int = subprocess.DEVNULL
+        if log_path is not None:
+            output = stack.enter_context(log_path.open("ab")).fileno()
+        return subprocess.Popen(
+            argv,
+            env=None if env is None else dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # runs after the change of user, which clears the signal
+            **identity,
+        )
+
+
+def stop(process: subprocess.Popen[bytes], *, sig: signal.Signals = signal.SIGTERM, timeout: float = 10.0) -> None:
+    """Ask `process` to end, and kill it if it has not after `timeout` seconds."""
+    if process.poll() is not None:
+        return
+    process.send_signal(sig)
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_until(
+    ready: Callable[[], bool], *, what: str, timeout: float, process: subprocess.Popen[bytes] | None
+) -> None:
+    """Wait for `ready()`. Raises NotReadyError after `timeout` seconds, or as soon as `process` has ended."""
+    deadline = time.monotonic() + timeout
+    while not ready():
+        if process is not None and process.poll() is not None:
+            raise NotReadyError(f"{what} ended with exit code {process.returncode} before it was ready.")
+        if time.monotonic() > deadline:
+            raise NotReadyError(f"{what} was not ready after {timeout:g} s.")
+        time.sleep(0.02)

@@ -1,0 +1,34 @@
+"""Bring a database to the schema of this version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import migrations
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from pipeline.tables.session import make_engine
+
+
+def alembic_config(database_url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["database_url"] = database_url
+    return config
+
+
+def migrate(database_url: str) -> None:
+    """Run every revision that is missing. Safe if two do it at once."""
+    command.upgrade(alembic_config(database_url), "head")
+
+
+def revisions(database_url: str) -> tuple[str | None, str | None]:
+    """The revision that the database has, and the one that this version wants."""
+    engine = make_engine(database_url, pool_size=1)
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    engine.dispose()
+    return current, ScriptDirectory.from_config(alembic_config(database_url)).get_current_head()

@@ -1,0 +1,78 @@
+"""Real PostgreSQL and Redis for every test that asks: one server of each per run, a fresh database per test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from sqlalchemy import Engine
+
+from pipeline.embedded import EmbeddedPostgres, EmbeddedRedis, new_password
+from pipeline.ids import new_id
+from pipeline.settings import PREFIX, get_settings
+from pipeline.tables.migrating import migrate
+from pipeline.tables.session import get_engine
+
+for name in [name for name in os.environ if name.startswith(PREFIX)]:
+    del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL server for the whole run, with a migrated database `template` to copy from."""
+    folder = tmp_path_factory.mktemp("postgres")
+    server = EmbeddedPostgres(folder / "data", new_password(), folder / "postgres.log", fsync=False)
+    server.start()
+    migrate(server.create_database("template"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    folder = tmp_path_factory.mktemp("redis")
+    server = EmbeddedRedis(folder / "data", new_password(), folder / "redis.log")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings_env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Lets a test set `RYZANSTEIN_` variables; whatever was read from them before is forgotten."""
+    monkeypatch.setenv(PREFIX + "STORAGE_URL", f"file://{tmp_path}/blobs")
+    get_settings.cache_clear()
+    get_engine.cache_clear()
+    yield monkeypatch
+    get_settings.cache_clear()
+    get_engine.cache_clear()
+
+
+@pytest.fixture
+def database(postgres_server: EmbeddedPostgres, settings_env: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """A migrated database of the test's own, which is also the one that the settings name."""
+    name = new_id("test")
+    admin = postgres_server.url.replace("postgresql+psycopg", "postgresql")
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE template")
+    settings_env.setenv(PREFIX + "DATABASE_URL", postgres_server.url.rsplit("/", 1)[0] + "/" + name)
+    get_settings.cache_clear()
+    engine = get_engine()
+    yield engine
+    engine.dispose()
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis, settings_env: pytest.MonkeyPatch) -> str:
+    """An empty Redis, which is also the one that the settings name."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    settings_env.setenv(PREFIX + "REDIS_URL", redis_server.url)
+    get_settings.cache_clear()
+    return redis_server.url
