@@ -1,4 +1,4 @@
-"""Run by Alembic: connects, and migrates in one transaction under a lock, so that two who migrate at once do it once."""
+"""Run by Alembic: migrates in one transaction under a lock, so that two who migrate at once do it once."""
 
 from __future__ import annotations
 
