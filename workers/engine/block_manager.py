@@ -1,0 +1,178 @@
+"""Who holds which block of the KV cache, and which blocks hold a prefix that is worth finding again."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from workers.engine.sequence import Sequence
+
+#: What a full block holds: the content before it (the salt for the first block), and its own tokens.
+ContentKey = tuple[int | str, tuple[int, ...]]
+
+
+@dataclass(slots=True)
+class Block:
+    """A fixed number of consecutive tokens' keys and values."""
+
+    index: int
+    num_references: int = 0
+    #: Set while a prefix may find this block.
+    key: ContentKey | None = None
+
+
+class BlockManager:
+    """Hands out blocks of the KV cache, counts their references, and finds prefixes in them.
+
+    A full block is found again by its content key: the content number of the block before it, and its tokens. The
+    number stands for the whole chain back to the salt, so that equal keys mean equal prefixes; the dictionary that
+    hashes a key also compares it, so that a collision of hashes is harmless. A content number is never used twice.
+
+        every block is either   referenced    (in the block table of one sequence or more)
+                        or      unreferenced  (free to be taken, least recently used first)
+        and, in both, it may be  cached       (`key` is set: a prefix finds it)
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"A cache of {num_blocks} blocks of {block_size} tokens holds nothing; both must be >= 1.")
+        self.block_size = block_size
+        self._blocks = [Block(index) for index in range(num_blocks)]
+        #: Least recently used first; what was never cached comes before it all.
+        self._unreferenced: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        #: Content key to (its block, its content number).
+        self._cached: dict[ContentKey, tuple[int, int]] = {}
+        self._last_content_id = 0
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def num_unreferenced_blocks(self) -> int:
+        return len(self._unreferenced)
+
+    @property
+    def num_referenced_blocks(self) -> int:
+        return len(self._blocks) - len(self._unreferenced)
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    # --- a sequence and its prefix
+
+    def find_prefix(self, sequence: Sequence) -> list[tuple[int, int]]:
+        """The longest cached prefix as (block, content number) pairs.
+
+        It never covers the last token: that one is always computed, since its logits are wanted.
+        """
+        found: list[tuple[int, int]] = []
+        parent: int | str = sequence.cache_salt
+        for start in range(0, (sequence.num_tokens - 1) // self.block_size * self.block_size, self.block_size):
+            hit = self._cached.get((parent, tuple(sequence.token_ids[start : start + self.block_size])))
+            if hit is None:
+                break
+            found.append(hit)
+            parent = hit[1]
+        return found
+
+    def can_admit(self, sequence: Sequence, prefix: list[tuple[int, int]], num_reserved_blocks: int) -> bool:
+        """Whether all tokens of a sequence without blocks fit, sharing `prefix`, and leave the reserve untouched."""
+        num_shared = sum(self._blocks[block].num_references > 0 for block, _ in prefix)
+        num_needed = self.num_blocks_for(sequence.num_tokens) - num_shared
+        return num_needed + num_reserved_blocks <= len(self._unreferenced)
+
+    def admit(self, sequence: Sequence, prefix: list[tuple[int, int]]) -> None:
+        """Let a sequence without blocks start after `prefix`, which counts as computed."""
+        assert not sequence.block_table
+        for block, content_id in prefix:
+            self._reference(block)
+            sequence.block_table.append(block)
+            sequence.content_ids.append(content_id)
+        sequence.num_computed_tokens = len(prefix) * self.block_size
+
+    # --- growth
+
+    def can_allocate(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether blocks are left to hold the first `num_tokens` of the sequence."""
+        return self.num_blocks_for(num_tokens) - len(sequence.block_table) <= len(self._unreferenced)
+
+    def allocate(self, sequence: Sequence, num_tokens: int) -> None:
+        """Add the blocks that the first `num_tokens` need, and cache each that these tokens fill.
+
+        The tokens must be known and be computed in the coming step. Caching them now, before they are, lets sequences
+        admitted to the same step share them: every layer writes all its keys and values before it reads any.
+        """
+        for _ in range(self.num_blocks_for(num_tokens) - len(sequence.block_table)):
+            sequence.block_table.append(self._take())
+        for position in range(len(sequence.content_ids), num_tokens // self.block_size):
+            self._cache(sequence, position)
+
+    def deallocate(self, sequence: Sequence) -> None:
+        """Take all blocks from the sequence; what is cached stays findable until the block is needed."""
+        # Tails first, so that they are evicted before the prefixes without which nothing finds them.
+        for index in reversed(sequence.block_table):
+            self._release(index)
+        sequence.block_table.clear()
+        sequence.content_ids.clear()
+        sequence.num_computed_tokens = 0
+
+    def forget(self, sequence: Sequence) -> None:
+        """Let nothing find the blocks of this sequence again: what they hold is not to be trusted."""
+        for index in sequence.block_table:
+            self._uncache(self._blocks[index])
+
+    # --- blocks
+
+    def _take(self) -> int:
+        index, _ = self._unreferenced.popitem(last=False)
+        block = self._blocks[index]
+        self._uncache(block)
+        block.num_references = 1
+        return index
+
+    def _reference(self, index: int) -> None:
+        block = self._blocks[index]
+        if block.num_references == 0:
+            del self._unreferenced[index]
+        block.num_references += 1
+
+    def _release(self, index: int) -> None:
+        block = self._blocks[index]
+        block.num_references -= 1
+        if block.num_references == 0:
+            self._unreferenced[index] = None
+            if block.key is None:
+                self._unreferenced.move_to_end(index, last=False)
+
+    def _cache(self, sequence: Sequence, position: int) -> None:
+        start = position * self.block_size
+        parent = sequence.content_ids[-1] if sequence.content_ids else sequence.cache_salt
+        key = (parent, tuple(sequence.token_ids[start : start + self.block_size]))
+        hit = self._cached.get(key)
+        if hit is None:
+            self._last_content_id += 1
+            hit = (sequence.block_table[position], self._last_content_id)
+            self._cached[key] = hit
+            self._blocks[hit[0]].key = key
+        # Where another block holds the same, this one stays private, and what follows it continues the other's chain.
+        sequence.content_ids.append(hit[1])
+
+    def _uncache(self, block: Block) -> None:
+        if block.key is not None:
+            del self._cached[block.key]
+            block.key = None
+
+    def check_integrity(self, sequences: Collection[Sequence]) -> None:
+        """Assert that the books balance, given every sequence that may hold blocks. For tests."""
+        references = Counter(index for sequence in sequences for index in sequence.block_table)
+        for block in self._blocks:
+            assert block.num_references == references[block.index], f"{block}: {references[block.index]} tables hold it"
+            assert (block.num_references == 0) == (block.index in self._unreferenced), f"{block} is in the wrong place"
+            assert block.key is None or self._cached[block.key][0] == block.index, f"{block}: its key finds another"
+        assert sum(block.key is not None for block in self._blocks) == len(self._cached), "a key without its block"
+        for sequence in sequences:
+            assert len(set(sequence.block_table)) == len(sequence.block_table), "a block twice in one table"
+            assert sequence.num_computed_tokens <= len(sequence.block_table) * self.block_size, "tokens without a block"
+            assert sequence.num_computed_tokens <= sequence.num_tokens, "more computed than known"
