@@ -1,0 +1,62 @@
+"""`ryzanstein …`: thin commands over plain functions.
+
+Exit codes: 0 done; 1 it failed, or something is wrong (the message says what to do); 2 wrong usage; 3 what was asked
+about is not there or did not end well (`status`: no stack runs; a batch that did not complete); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import version
+
+import typer
+
+from pipeline.errors import UserError
+
+#: In the order of `--help`. Each has `register(app)`; what a command needs is imported when it runs.
+_COMMANDS = ("stack", "server", "client", "admin", "doctor")
+
+app = typer.Typer(
+    name="ryzanstein",
+    help="Batch generation on GPUs you own.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ryzanstein {version('ryzanstein')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Batch generation on GPUs you own."""
+
+
+for _name in _COMMANDS:
+    if importlib.util.find_spec(f"{__name__}.{_name}"):
+        importlib.import_module(f"{__name__}.{_name}").register(app)
+
+
+def main() -> None:
+    """Run a command; a mistake of the user's is one line on stderr, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter must not try to flush the rest.
+        sys.stderr.close()
+        sys.exit(1)
