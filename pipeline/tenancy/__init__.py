@@ -1,0 +1,3 @@
+"""Tenants and their keys."""
+
+from __future__ import annotations
