@@ -32,6 +32,7 @@ def make_engine(database_url: str, pool_size: int = 10) -> Engine:
         max_overflow=pool_size,
         pool_pre_ping=True,
         pool_timeout=10,
+        hide_parameters=True,  # they are prompts and answers, and errors end up in logs
         connect_args={
             "options": _OPTIONS,
             "connect_timeout": 5,
