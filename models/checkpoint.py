@@ -1,0 +1,106 @@
+"""Checkpoints in the Hugging Face layout: loading this rank's part, and writing a whole decoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.decoder import Decoder
+from models.errors import CheckpointError, UnsupportedModel
+from models.safetensor_files import SafetensorFiles, open_safetensors
+from models.sharding import Communicator, LocalCommunicator, Sharding
+from models.weights import EMBEDDING, HEAD, Piece, pieces
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Buffers that older checkpoints carry; they follow from the configuration.
+_IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+
+
+def resolve_dtype(name: str, config: ModelConfig, device: torch.device | str) -> torch.dtype:
+    """The type to compute in. "auto" is the checkpoint's, save for float16 on a CPU, which is slow there: float32.
+
+    Raises UnsupportedModel for an unknown name.
+    """
+    if name == "auto":
+        name = config.dtype or "float32"
+        if name == "float16" and torch.device(device).type == "cpu":
+            name = "float32"
+    if name not in _DTYPES:
+        raise UnsupportedModel(f"dtype is {name!r}; supported are 'auto', {', '.join(map(repr, _DTYPES))}.")
+    return _DTYPES[name]
+
+
+def load_decoder(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    communicator: Communicator | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+) -> Decoder:
+    """Read this rank's part of the safetensors files in `folder`; ready for inference.
+
+    Every tensor's name, shape and type is checked before memory is taken. Raises CheckpointError naming the tensor or
+    the file, and UnsupportedModel where the model can't be split over the communicator's ranks.
+    """
+    if isinstance(dtype, str):
+        dtype = resolve_dtype(dtype, config, device)
+    communicator = communicator or LocalCommunicator()
+    wanted = list(pieces(config, Sharding.of(config, communicator.rank, communicator.world_size)))
+    with open_safetensors(folder) as files:
+        if config.tie_word_embeddings:
+            wanted = [_tied(wanted[0], files), *wanted[1:]]
+        for piece in wanted:
+            files.check(piece)
+        _refuse_unexpected(files, config, {piece.tensor for piece in wanted})
+        decoder = Decoder(config, communicator, dtype=dtype, device=device)
+        parameters = dict(decoder.named_parameters())
+        with torch.no_grad():
+            for piece in wanted:
+                parameters[piece.parameter][piece.row : piece.row + len(piece.rows)].copy_(files.read(piece))
+    return decoder.requires_grad_(False).eval()
+
+
+def checkpoint_tensors(decoder: Decoder) -> dict[str, Tensor]:
+    """A whole decoder's weights by their names in a Hugging Face checkpoint, for safetensors' `save_file`."""
+    if decoder.sharding.world_size != 1:
+        raise ValueError("only a decoder that is not split over ranks can be written")
+    parameters = dict(decoder.named_parameters())
+    return {
+        piece.tensor: parameters[piece.parameter].detach()[piece.row : piece.row + len(piece.rows)].contiguous()
+        for piece in pieces(decoder.config, decoder.sharding)
+    }
+
+
+def _tied(embedding: Piece, files: SafetensorFiles) -> Piece:
+    """Embedding and head are one matrix; it may be stored under either name, or under both if they are equal."""
+    head = replace(embedding, tensor=HEAD)
+    if EMBEDDING not in files and HEAD in files:
+        return head
+    if EMBEDDING in files and HEAD in files:
+        files.check(embedding)
+        files.check(head)
+        if not torch.equal(files.read(embedding), files.read(head)):
+            raise CheckpointError(
+                f"config.json has tie_word_embeddings true, but {EMBEDDING} and {HEAD} differ; "
+                "set it to false to use both."
+            )
+    return embedding
+
+
+def _refuse_unexpected(files: SafetensorFiles, config: ModelConfig, wanted: set[str]) -> None:
+    """A tensor that we would leave out may be part of the mathematics: better no answer than a wrong one."""
+    tied_head = {HEAD} if config.tie_word_embeddings else set()
+    unexpected = sorted(
+        name for name in files if name not in wanted | tied_head and not name.endswith(_IGNORED_SUFFIXES)
+    )
+    if unexpected:
+        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+        raise CheckpointError(
+            f"The checkpoint holds the tensor {unexpected[0]}{more}, which no model of this config.json has; "
+            "check its biases, num_hidden_layers and tie_word_embeddings."
+        )

@@ -1,0 +1,191 @@
+"""Attention as strategies that a decoder layer calls, and the plain torch references of each.
+
+A fast kernel is one more class behind the same protocol. It lives in `models/kernels/`, reads the same `KVCache` and
+`StepMetadata`, and is tested against the class here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Attention(Protocol):
+    """Carries what is known about the sequences of one step, so that the layers need not."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        """Attend causally within each sequence.
+
+        query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim] -> [tokens, heads, head_dim].
+        `window` is the number of last positions that a position sees, its own among them; None is all.
+        """
+
+
+class CausalAttention:
+    """Whole sequences of one length, without a cache: training and parity. Differentiable.
+
+    The flat tokens are `num_sequences` runs of `length`. Sequences padded on the right are fine: no position sees a
+    later one.
+    """
+
+    def __init__(self, num_sequences: int, length: int) -> None:
+        self._shape = (num_sequences, length)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        length = self._shape[1]
+        query, key, value = (
+            heads.view(*self._shape, *heads.shape[1:]).transpose(1, 2) for heads in (query, key, value)
+        )
+        if window is None or window >= length:
+            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        else:
+            positions = torch.arange(length, device=query.device)
+            mask = _visible(positions, positions, window)
+            attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        return attended.transpose(1, 2).flatten(0, 1)
+
+
+class KVCache:
+    """Keys and values of one rank in blocks of fixed size, per layer [num_blocks, block_size, kv_heads, head_dim]."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+
+    @staticmethod
+    def bytes_per_token(*, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Memory that one cached token takes on one rank."""
+        return 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put key and value [tokens, kv_heads, head_dim] at slots [tokens] = block * block_size + offset."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
+        self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetadata:
+    """Where the tokens of one step belong. The flat tokens are the sequences' parts, one after another."""
+
+    #: [tokens] int64: block * block_size + offset, where each token's key and value are written.
+    slots: Tensor
+    #: Tokens of this step, per sequence, each at least 1.
+    query_lengths: Sequence[int]
+    #: Tokens in the cache after this step, per sequence, those of this step being the last of them.
+    context_lengths: Sequence[int]
+    #: Per sequence: [blocks] int64, its block numbers in order; more than the context fills are allowed.
+    block_tables: Sequence[Tensor]
+
+
+class PagedAttention:
+    """Serving: writes the step's keys and values into the cache, then attends over each sequence's blocks.
+
+    Sequences of one new token (decoding) are attended to together, padded to the longest; the others one by one.
+    What a block holds outside its sequence is never read as a number: it may be the rest of another sequence, NaN
+    among it, and NaN times a weight of zero is NaN.
+    """
+
+    def __init__(self, cache: KVCache, step: StepMetadata) -> None:
+        self._cache = cache
+        self._slots = step.slots
+        self._plans = _plan(step, cache.block_size)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        self._cache.write(layer, self._slots, key, value)
+        attended = torch.empty_like(query)
+        for plan in self._plans:
+            attended[plan.rows] = plan.attend(
+                query[plan.rows], self._cache.keys[layer], self._cache.values[layer], window
+            )
+        return attended
+
+
+class _Plan:
+    """Some sequences with the same number of new tokens, attended to together; made once per step for all layers."""
+
+    def __init__(self, rows: slice | Tensor, query_length: int, context_lengths: Sequence[int], blocks: Tensor) -> None:
+        device = blocks.device
+        self.rows = rows
+        self._query_length = query_length
+        self._blocks = blocks  # [sequences, blocks]
+        self._length = max(context_lengths)
+        contexts = torch.tensor(context_lengths, device=device)[:, None]
+        self._keys_at = torch.arange(self._length, device=device)
+        # [sequences, query_length]
+        self._queries_at = contexts - query_length + torch.arange(query_length, device=device)
+        # [sequences, length, 1, 1]; None where no sequence is shorter than the longest
+        beyond = self._keys_at >= contexts
+        self._beyond = beyond[:, :, None, None] if len(set(context_lengths)) > 1 else None
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+        """query [rows, heads, head_dim] -> [rows, heads, head_dim]"""
+        query = query.view(-1, self._query_length, *query.shape[1:]).transpose(1, 2)
+        attended = functional.scaled_dot_product_attention(
+            query, self._read(keys), self._read(values), attn_mask=self._mask(window), enable_gqa=True
+        )
+        return attended.transpose(1, 2).flatten(0, 1)
+
+    def _read(self, cached: Tensor) -> Tensor:
+        """[sequences, kv_heads, length, head_dim], zeros past the end of each sequence."""
+        heads = cached[self._blocks].flatten(1, 2)[:, : self._length]
+        if self._beyond is not None:
+            heads = heads.masked_fill(self._beyond, 0)
+        return heads.transpose(1, 2)
+
+    def _mask(self, window: int | None) -> Tensor:
+        """[sequences, 1, query_length, length]; true is seen."""
+        if window not in self._masks:
+            self._masks[window] = _visible(self._queries_at, self._keys_at, window)[:, None]
+        return self._masks[window]
+
+
+def _plan(step: StepMetadata, block_size: int) -> list[_Plan]:
+    """Decoding sequences in one plan, every other sequence in one of its own."""
+    plans: list[_Plan] = []
+    decoding: list[int] = []
+    rows: list[int] = []
+    start = 0
+    for index, query_length in enumerate(step.query_lengths):
+        if query_length == 1:
+            decoding.append(index)
+            rows.append(start)
+        else:
+            context = step.context_lengths[index]
+            blocks = step.block_tables[index][: -(-context // block_size)]
+            plans.append(_Plan(slice(start, start + query_length), query_length, [context], blocks[None]))
+        start += query_length
+    if decoding:
+        contexts = [step.context_lengths[index] for index in decoding]
+        width = -(-max(contexts) // block_size)
+        blocks = torch.nn.utils.rnn.pad_sequence(
+            [step.block_tables[index][:width] for index in decoding], batch_first=True
+        )
+        at = torch.tensor(rows, device=step.slots.device)
+        plans.append(_Plan(at, 1, contexts, blocks))
+    return plans
+
+
+def _visible(queries_at: Tensor, keys_at: Tensor, window: int | None) -> Tensor:
+    """[…, queries] and [keys] positions -> [..., queries, keys]: the key is not later, and within the window."""
+    distance = queries_at[..., None] - keys_at
+    visible = distance >= 0
+    return visible if window is None else visible & (distance < window)
