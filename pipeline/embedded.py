@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pwd
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,8 @@ from pipeline.processes import free_port, spawn, stop, wait_until
 
 DATABASE_USER = "ryzanstein"
 DATABASE_NAME = "ryzanstein"
+#: Who runs PostgreSQL where we are root.
+_SYSTEM_USER = "pgserver"
 
 
 class EmbeddedServerError(PipelineError):
@@ -37,18 +42,32 @@ def _package() -> ModuleType:
 
 
 def _run_as() -> pwd.struct_passwd | None:
-    """PostgreSQL refuses to run as root: then the package's own system user is made and used."""
+    """PostgreSQL refuses to run as root: then a system user of its own is made and used."""
     if os.geteuid() != 0:
         return None
-    return _package().ensure_user_exists("pgserver") or pwd.getpwnam("pgserver")
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(_SYSTEM_USER)
+    try:
+        subprocess.run(["useradd", "--system", "--no-create-home", _SYSTEM_USER], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return pwd.getpwnam("nobody")  # a minimal container has no useradd
+    return pwd.getpwnam(_SYSTEM_USER)
+
+
+def _let_through(folder: Path) -> None:
+    """Let every user pass through the folders above `folder`, without letting them list what is in there."""
+    for parent in folder.resolve().parents:
+        mode = parent.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            parent.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
 
 
 def _postgres_bin() -> Path:
-    """Folder of the package's PostgreSQL programs, readable for the user who runs them."""
+    """Folder of the package's PostgreSQL programs, within reach of the user who runs them."""
     package = _package()
     folder: Path = package.POSTGRES_VERSIONS[package.TARGET_POSTGRES_VERSION]
     if os.geteuid() == 0:
-        package.ensure_prefix_permissions(folder)
+        _let_through(folder / "postgres")
     return folder
 
 
@@ -62,6 +81,8 @@ class EmbeddedPostgres:
     port: int = field(default_factory=free_port)
     #: For tests alone: without fsync a crash of the machine loses data, a crash of the server does not.
     fsync: bool = True
+    #: Environment of the server; None is ours.
+    env: Mapping[str, str] | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -72,7 +93,14 @@ class EmbeddedPostgres:
         return f"host=127.0.0.1 port={self.port} user={DATABASE_USER} password={self.password} dbname={database}"
 
     def start(self, timeout: float = 60.0) -> subprocess.Popen[bytes]:
-        """Make the cluster where there is none, start the server, and wait until it answers."""
+        """Launch the server, wait until it answers, and make its database."""
+        process = self.launch()
+        wait_until(self.is_ready, what=f"PostgreSQL (log: {self.log_path})", timeout=timeout, process=process)
+        self.create_database(DATABASE_NAME)
+        return process
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Make the cluster where there is none, and start the server; it does not answer yet."""
         run_as = _run_as()
         programs = _postgres_bin()
         if not (self.folder / "PG_VERSION").exists():
@@ -96,18 +124,18 @@ class EmbeddedPostgres:
         argv = [str(programs / "postgres"), "-D", str(self.folder)]
         for name, value in settings.items():
             argv += ["-c", f"{name}={value}"]
-        if self._is_stale():
+        if self._pid_file_misleads():
             (self.folder / "postmaster.pid").unlink()
         # SIGINT is PostgreSQL's fast shutdown: it does not wait for its clients.
-        self.process = spawn(argv, log_path=self.log_path, run_as=run_as, death_signal=signal.SIGINT)
-        wait_until(self.is_ready, what=f"PostgreSQL (log: {self.log_path})", timeout=timeout, process=self.process)
-        self.create_database(DATABASE_NAME)
+        self.process = spawn(
+            argv, env=self.env, log_path=self.log_path, cwd=self.folder, run_as=run_as, death_signal=signal.SIGINT
+        )
         return self.process
 
     def _initdb(self, programs: Path, run_as: pwd.struct_passwd | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if run_as is not None:
-            _package().ensure_prefix_permissions(self.folder)
+            _let_through(self.folder)
             os.chown(self.folder, run_as.pw_uid, run_as.pw_gid)
         self.folder.chmod(0o700)
         password_read, password_write = os.pipe()
@@ -125,6 +153,7 @@ class EmbeddedPostgres:
                 *("--encoding=UTF8", "--locale=C", "--no-instructions"),
             ],
             pass_fds=[password_read],
+            cwd=self.folder,
             capture_output=True,
             text=True,
             **identity,
@@ -134,14 +163,18 @@ class EmbeddedPostgres:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise EmbeddedServerError(f"PostgreSQL could not make a database in {self.folder}: {done.stderr.strip()}")
 
-    def _is_stale(self) -> bool:
-        """A pid file stops PostgreSQL from starting, even where its process is gone or another program by now."""
+    def _pid_file_misleads(self) -> bool:
+        """Whether the process that the pid file names is another program by now; PostgreSQL would not start.
+
+        A file that names no process at all is left: through it PostgreSQL finds out whether orphans of its last run
+        still use the data, and removes it itself.
+        """
         pid_file = self.folder / "postmaster.pid"
         if not pid_file.exists():
             return False
         pid = pid_file.read_text().split("\n", 1)[0].strip()
         command = Path(f"/proc/{pid}/cmdline")
-        return not (command.exists() and str(self.folder).encode() in command.read_bytes())
+        return command.exists() and str(self.folder).encode() not in command.read_bytes()
 
     def is_ready(self) -> bool:
         try:
@@ -180,6 +213,8 @@ class EmbeddedRedis:
     password: str
     log_path: Path
     port: int = field(default_factory=free_port)
+    #: Environment of the server; None is ours.
+    env: Mapping[str, str] | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -187,16 +222,27 @@ class EmbeddedRedis:
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     def start(self, timeout: float = 30.0) -> subprocess.Popen[bytes]:
-        """Start the server and wait until it answers. The password is in a file, not in the process's arguments."""
+        """Launch the server and wait until it answers."""
+        process = self.launch()
+        wait_until(self.is_ready, what=f"Redis (log: {self.log_path})", timeout=timeout, process=process)
+        return process
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the server; it does not answer yet. The password is in a file, not in the process's arguments."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         config = self.folder / "redis.conf"
         config.touch(mode=0o600)
         config.write_text(
             f'bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\nsave ""\nappendonly no\n'
-            f"dir {self.folder}\nmaxmemory-policy noeviction\ndaemonize no\n"
+            f'dir "{self.folder}"\nmaxmemory-policy noeviction\ndaemonize no\n'
         )
-        self.process = spawn([find_redis_server(), str(config)], log_path=self.log_path)
-        wait_until(self.is_ready, what=f"Redis (log: {self.log_path})", timeout=timeout, process=self.process)
+        self.process = spawn(
+            [find_redis_server(), str(config)],
+            env=self.env,
+            log_path=self.log_path,
+            cwd=self.folder,
+            death_signal=signal.SIGKILL,  # it has nothing to keep
+        )
         return self.process
 
     def is_ready(self) -> bool:

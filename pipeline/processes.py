@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,11 +25,34 @@ class NotReadyError(PipelineError):
     """A process did not get ready in time."""
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens on now. Another process may take it first: whoever binds it must be ready to fail."""
+#: Below the range from which Linux takes the local ports of connections, so that a server that is restarted
+#: finds its port free.
+_PORTS = range(20_000, 32_000)
+_given_ports: set[int] = set()
+
+
+def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen there now."""
     with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a dying connection is no obstacle
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listens on now and that this function has not returned before.
+
+    Another process may take it first: whoever binds it must be ready to fail.
+    """
+    for _ in range(1_000):
+        port = secrets.choice(_PORTS)
+        if port not in _given_ports and port_is_free(port, host):
+            _given_ports.add(port)
+            return port
+    raise PipelineError(f"No free port between {_PORTS.start} and {_PORTS.stop} on {host}.")
 
 
 def spawn(
@@ -36,6 +60,7 @@ def spawn(
     *,
     env: Mapping[str, str] | None = None,
     log_path: Path | None = None,
+    cwd: Path | None = None,
     run_as: pwd.struct_passwd | None = None,
     death_signal: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
@@ -61,6 +86,7 @@ def spawn(
         return subprocess.Popen(
             argv,
             env=None if env is None else dict(env),
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
