@@ -13,6 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCAB_SIZE = 512
+#: Tokens of a prompt and its answer together; training examples are 80 to 170 long.
+CONTEXT_LENGTH = 512
 
 PAD = "<|pad|>"
 BEGIN = "<|begin|>"
@@ -60,11 +62,19 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "eos_token": END,
         "pad_token": PAD,
         "additional_special_tokens": [SYSTEM, USER, ASSISTANT],
-        "model_max_length": 512,
+        "model_max_length": CONTEXT_LENGTH,
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that the tokenizer must have."""
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ValueError(f"The tokenizer has no {token}; this is not the tokenizer of the invoice reader.")
+    return number
 
 
 def render_prompt(sentence: str) -> str:
