@@ -1,0 +1,168 @@
+"""Batches, as the API takes and shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from pipeline.schemas.files import ExpiresAfter
+from pipeline.schemas.windows import window_seconds
+from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid
+
+#: Endpoints that the requests of a batch can be for.
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+
+MAX_METADATA_PAIRS = 16
+
+
+def _endpoint(value: str) -> str:
+    if value not in ENDPOINTS:
+        raise ValueError(f"{value[:64]!r} is not supported. Supported endpoints: {', '.join(ENDPOINTS)}.")
+    return value
+
+
+def _window(value: str) -> str:
+    window_seconds(value)
+    return value
+
+
+def _storable(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("NUL characters can't be stored.")
+    return value
+
+
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_storable)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512), AfterValidator(_storable)]
+
+
+class BatchCreate(BaseModel):
+    """What `POST /v1/batches` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input_file_id: str
+    endpoint: Annotated[str, AfterValidator(_endpoint)]
+    completion_window: Annotated[str, AfterValidator(_window)]
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)] | None = None
+    output_expires_after: ExpiresAfter | None = None
+    #: Extension: `skip` runs the good lines of a file that has bad ones, which become lines of the error file.
+    on_invalid: OnInvalid | None = None
+
+
+class BatchErrorObject(BaseModel):
+    """One thing wrong with the input file; `line` counts from 1, and is null where it is the file as a whole."""
+
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+    @classmethod
+    def of(cls, error: BatchError) -> Self:
+        return cls(code=error.code, message=error.message, param=error.param, line=error.line or None)
+
+
+class BatchErrors(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[BatchErrorObject]
+
+
+class RequestCounts(BaseModel):
+    """Lines of the input file. Skipped, cancelled and expired ones count as failed."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class InputTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class OutputTokensDetails(BaseModel):
+    reasoning_tokens: int = 0
+
+
+class BatchUsage(BaseModel):
+    """Tokens of the requests that have succeeded so far."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class BatchObject(BaseModel):
+    """A batch. Moments are Unix seconds, null until they have come."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    #: Null until the input file has been read.
+    model: str | None
+    #: Only of a batch that failed: skipped lines are in the error file.
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    usage: BatchUsage
+    metadata: dict[str, str] | None
+
+    @classmethod
+    def of(cls, batch: Batch, errors: Sequence[BatchError] = ()) -> Self:
+        """`errors` are shown if the batch failed."""
+        is_failed = batch.status is BatchStatus.FAILED
+        return cls(
+            id=batch.id,
+            endpoint=batch.endpoint,
+            model=batch.model,
+            errors=BatchErrors(data=[BatchErrorObject.of(error) for error in errors]) if is_failed else None,
+            input_file_id=batch.input_file_id,
+            completion_window=batch.completion_window,
+            status=batch.status,
+            output_file_id=batch.output_file_id,
+            error_file_id=batch.error_file_id,
+            created_at=int(batch.created_at.timestamp()),
+            in_progress_at=_seconds(batch.in_progress_at),
+            expires_at=_seconds(batch.expires_at),
+            finalizing_at=_seconds(batch.finalizing_at),
+            completed_at=_seconds(batch.completed_at),
+            failed_at=_seconds(batch.failed_at),
+            expired_at=_seconds(batch.expired_at),
+            cancelling_at=_seconds(batch.cancelling_at),
+            cancelled_at=_seconds(batch.cancelled_at),
+            request_counts=RequestCounts(
+                total=batch.num_requests + batch.num_skipped,
+                completed=batch.num_succeeded,
+                failed=batch.num_unsuccessful + batch.num_skipped,
+            ),
+            usage=BatchUsage(
+                input_tokens=batch.num_prompt_tokens,
+                input_tokens_details=InputTokensDetails(cached_tokens=batch.num_cached_tokens),
+                output_tokens=batch.num_completion_tokens,
+                output_tokens_details=OutputTokensDetails(),
+                total_tokens=batch.num_prompt_tokens + batch.num_completion_tokens,
+            ),
+            metadata=batch.metadata_,
+        )
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
