@@ -1,0 +1,46 @@
+# Everything runs from .venv, which `make` creates and keeps in step with pyproject.toml and constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_FLAGS := --quiet --disable-pip-version-check --no-input
+
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install venv demo test lint format clean
+
+help:  ## Shows this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 12
+
+install venv: $(STAMP)  ## Creates .venv and installs the project with its tools
+
+# The stamp is as new as what was installed: a change of either file installs again, anything else does not.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"$(PYTHON) is Python {v[0]}.{v[1]}; this project needs 3.11, 3.12 or 3.13. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@test -x $(BIN)/pip || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Runs a real batch on this machine, from upload to bill
+	@exec $(BIN)/python -m examples.invoices.demo $(DEMO_FLAGS)
+
+test: $(STAMP)  ## Runs every test
+	@exec $(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+
+lint: $(STAMP)  ## Checks style, types and the borders between packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Formats the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Removes what the other targets made
+	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
