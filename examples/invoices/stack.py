@@ -59,10 +59,11 @@ def running_stack(model: Path, *, num_ranks: int) -> Iterator[Stack]:
     Raises StackError with the end of its log if it does not get ready. A kill that runs no Python is covered too: the
     kernel then stops the stack, and only the temporary folder stays.
     """
-    data_dir = Path(tempfile.mkdtemp(prefix="ryzanstein-demo-"))
-    # PostgreSQL may run as a user of its own, who must be able to walk through.
-    data_dir.chmod(0o711)
-    log_path = data_dir / "up.log"
+    folder = Path(tempfile.mkdtemp(prefix="ryzanstein-demo-"))
+    # Started by root, PostgreSQL runs as a user of its own, who must be able to walk through.
+    folder.chmod(0o711)
+    data_dir, log_path = folder / "data", folder / "up.log"
+    log_path.touch(mode=0o600)  # it will hold the key
     command = [COMMAND, "up", "--data-dir", str(data_dir), "--model", str(model)]
     process: subprocess.Popen[bytes] | None = None
     try:
@@ -72,7 +73,7 @@ def running_stack(model: Path, *, num_ranks: int) -> Iterator[Stack]:
         with _undisturbed():
             if process is not None:
                 _stop(process)
-            shutil.rmtree(data_dir, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], data_dir: Path, log_path: Path) -> Stack:

@@ -1,0 +1,124 @@
+"""What the demo shows: a live bar on a terminal, a plain line now and then anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from openai.types import Batch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+#: Where nobody watches a bar, a line this often, in seconds.
+PLAIN_SECONDS = 5.0
+
+
+class BatchProgress:
+    """Requests done, tokens per second and the time left of one batch."""
+
+    def __init__(self, console: Console, bar: Progress | None) -> None:
+        self._console = console
+        self._bar = bar
+        self._task = bar.add_task("validating", total=None, rate="", left="") if bar else None
+        self._started: float | None = None
+        self._next_line = 0.0
+
+    def update(self, batch: Batch) -> None:
+        """Show what a batch has come to."""
+        counts, now = batch.request_counts, time.monotonic()
+        num_requests, num_done = (counts.total, counts.completed + counts.failed) if counts else (0, 0)
+        if self._started is None and batch.status != "validating":
+            self._started = now
+        seconds = max(now - (self._started or now), 1e-3)
+        rate = f"{batch.usage.total_tokens / seconds:,.0f} tokens/s" if batch.usage and num_done else ""
+        left = f"{(num_requests - num_done) * seconds / num_done:.0f} s left" if num_done else ""
+        if self._bar and self._task is not None:
+            self._bar.update(
+                self._task,
+                description=batch.status,
+                total=num_requests or None,
+                completed=num_done,
+                rate=rate,
+                left=left,
+            )
+        elif now >= self._next_line or batch.status == "completed":
+            self._next_line = now + PLAIN_SECONDS
+            figures = ", ".join(part for part in (f"{num_done} of {num_requests} requests", rate, left) if part)
+            self._console.print(f"{batch.status}: {figures}", highlight=False)
+
+
+class Display:
+    """Prints on standard output."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        if not self._console.is_terminal:
+            self._console.width = max(self._console.width, 160)
+
+    def heading(self, text: str) -> None:
+        self._console.print(f"\n[bold]{text}[/bold]")
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def processes(self, pids: Mapping[str, int]) -> None:
+        """Name the processes that run."""
+        self.note("Running: " + ", ".join(sorted(pids)))
+
+    @contextmanager
+    def progress(self) -> Iterator[BatchProgress]:
+        """A bar on a terminal, and lines elsewhere."""
+        if not self._console.is_terminal:
+            yield BatchProgress(self._console, None)
+            return
+        columns = (
+            TextColumn("{task.description:12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[left]}"),
+        )
+        with Progress(*columns, console=self._console) as bar:
+            yield BatchProgress(self._console, bar)
+
+    def answers(self, rows: Sequence[tuple[str, str, bool]]) -> None:
+        """Sentences beside their answers, and whether they are right."""
+        table = Table("sentence", "answer", "", title=f"The first {len(rows)} answers", show_lines=True)
+        for sentence, content, is_right in rows:
+            table.add_row(_plain(sentence), _plain(content), "[green]right" if is_right else "[red]wrong")
+        self._console.print(table)
+
+    def accuracy(self, accuracy: float, wrong: Sequence[tuple[str, str]]) -> None:
+        """The part of the answers that are right, and some that are not."""
+        self.heading(f"Accuracy, from the downloaded output file: {accuracy:.2%} of the answers are exactly right")
+        for expected, content in wrong[:5]:
+            self.note(f"  expected {expected}\n  came     {content}")
+
+    def usage(self, rows: Any) -> None:
+        """The usage table."""
+        self._console.print(_table("Usage", rows))
+
+    def bill(self, statement: Any) -> None:
+        """The bill."""
+        self._console.print(_table("Bill", statement))
+
+
+def _plain(text: str) -> Text:
+    """Text in which brackets are no markup."""
+    return Text(text)
+
+
+def _table(title: str, content: Any) -> Table:
+    """A table of a list of records, or of one record's fields, with figures on the right."""
+    records = content if isinstance(content, list) else [content]
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="right" if isinstance(records[0].get(name), int | float) else "left")
+    for record in records:
+        table.add_row(*(Text(str(record.get(name, ""))) for name in columns))
+    return table
