@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, Index
+from sqlalchemy import ForeignKey, Index, SmallInteger
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -69,8 +69,14 @@ class Batch(Base):
     cancelling_at: Mapped[Moment | None]
     cancelled_at: Mapped[Moment | None]
 
+    #: Times that preparing it has begun; counted first, so that a preparation that kills its process counts too.
+    num_preparations: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    #: Not before this moment is it tried again.
+    prepare_after: Mapped[Moment | None]
+
     # Set by intake. A batch has one model.
     model: Mapped[str | None]
+    #: Of the files that exist from planning on; see `shown_output_file_id`.
     output_file_id: Mapped[str | None]
     error_file_id: Mapped[str | None]
     #: Accepted requests: rows of `requests`.
@@ -90,6 +96,16 @@ class Batch(Base):
     def num_unfinished(self) -> int:
         """Accepted requests without an outcome."""
         return self.num_requests - self.num_succeeded - self.num_unsuccessful
+
+    @property
+    def shown_output_file_id(self) -> str | None:
+        """None until there is an answer in it, as a client of OpenAI expects; from then on it can be read."""
+        return self.output_file_id if self.num_succeeded > 0 else None
+
+    @property
+    def shown_error_file_id(self) -> str | None:
+        """None until there is a line in it."""
+        return self.error_file_id if self.num_unsuccessful + self.num_skipped > 0 else None
 
 
 class BatchError(Base):

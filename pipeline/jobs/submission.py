@@ -1,0 +1,52 @@
+"""Submission: a batch and the message to prepare it, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from sqlalchemy import func
+from sqlalchemy.orm import Session
+
+from pipeline.celery import CONTROL_QUEUE, PREPARE
+from pipeline.ids import new_id
+from pipeline.jobs import outbox
+from pipeline.schemas.windows import window_seconds
+from pipeline.tables import Batch, BatchStatus, File, OnInvalid
+
+
+def submit_batch(
+    session: Session,
+    *,
+    tenant_id: str,
+    api_key_id: str,
+    input_file: File,
+    endpoint: str,
+    completion_window: str,
+    metadata: Mapping[str, str] | None = None,
+    on_invalid: OnInvalid = OnInvalid.FAIL,
+    output_expires_after_seconds: int | None = None,
+) -> Batch:
+    """Write a batch that is `validating`. Call `outbox.publish_soon` after the commit.
+
+    The caller has checked the arguments, and that the file is this tenant's. The window is counted by the database's
+    clock. Raises ValueError for a window that is none.
+    """
+    batch = Batch(
+        id=new_id("batch"),
+        tenant_id=tenant_id,
+        api_key_id=api_key_id,
+        input_file_id=input_file.id,
+        endpoint=endpoint,
+        completion_window=completion_window,
+        on_invalid=on_invalid,
+        metadata_=None if metadata is None else dict(metadata),
+        output_expires_after_seconds=output_expires_after_seconds,
+        status=BatchStatus.VALIDATING,
+        expires_at=func.now() + timedelta(seconds=window_seconds(completion_window)),
+    )
+    session.add(batch)
+    session.flush()
+    outbox.add(session, queue=CONTROL_QUEUE, task=PREPARE, args=[batch.id])
+    session.refresh(batch)
+    return batch
