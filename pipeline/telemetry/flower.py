@@ -1,0 +1,92 @@
+"""Flower over our Celery app: who works, what waits, and what ran. It may look and not touch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from types import FrameType
+from typing import Any, NoReturn
+
+import flower.options  # noqa: F401  defines the options that are set below
+from celery.events import EventReceiver
+from flower.app import Flower
+from flower.events import Events
+from flower.urls import settings as tornado_settings
+from tornado.options import options
+
+from pipeline.celery import app
+from pipeline.errors import ConfigurationError
+from pipeline.settings import PREFIX, get_settings
+
+log = logging.getLogger(__name__)
+
+#: Tasks that it remembers; the truth about batches is in SQL.
+_MAX_TASKS = 10_000
+#: How soon it listens again after Redis went away, in seconds.
+_LISTEN_AGAIN = 2.0
+
+
+class _PatientEvents(Events):  # type: ignore[misc]
+    """Flower's listener doubles its wait at every failure, without a limit: after an outage it stays deaf for long."""
+
+    def run(self) -> None:
+        while True:
+            try:
+                with self.capp.connection() as connection:
+                    receiver = EventReceiver(connection, handlers={"*": self.on_event}, app=self.capp)
+                    receiver.capture(limit=None, timeout=None, wakeup=True)
+            except Exception as error:  # noqa: BLE001  whatever it was, the next try is the remedy
+                log.warning("Redis can't be listened to (%s); next try in %g s", type(error).__name__, _LISTEN_AGAIN)
+                time.sleep(_LISTEN_AGAIN)
+
+
+def run_flower() -> None:
+    """Serve Flower where the settings say, until SIGTERM. Raises ConfigurationError without a password."""
+    server = make_flower()
+    signal.signal(signal.SIGTERM, _exit)
+    settings = get_settings()
+    try:
+        port = server.start_http_server()
+    except OSError as error:
+        raise ConfigurationError(
+            f"Flower can't listen on {settings.flower_host}:{settings.flower_port}: {error.strerror}. "
+            f"Set {PREFIX}FLOWER_HOST or {PREFIX}FLOWER_PORT."
+        ) from None
+    log.info("Flower listens on http://%s:%d", settings.flower_host, port)
+    server.start()
+
+
+def make_flower() -> Flower:
+    """Flower as the settings want it: read-only, behind basic authentication."""
+    settings = get_settings()
+    password = settings.flower_password.get_secret_value() if settings.flower_password else ""
+    if not password:
+        raise ConfigurationError(f"Flower needs a password: set {PREFIX}FLOWER_PASSWORD.")
+    # The only variable that Flower reads by itself; it would open the API to everybody.
+    os.environ.pop("FLOWER_UNAUTHENTICATED_API", None)
+    chosen: dict[str, Any] = {
+        "address": settings.flower_host,
+        "port": settings.flower_port,
+        "basic_auth": [f"{settings.flower_user}:{password}"],
+        "read_only": True,
+        "max_tasks": _MAX_TASKS,
+        "tasks_columns": "name,args,state,result,received,runtime,worker,uuid",
+        # A worker that is gone for a day is no news.
+        "purge_offline_workers": 86_400,
+    }
+    for name, value in chosen.items():
+        setattr(options, name, value)
+    server = Flower(capp=app, options=options, **tornado_settings)
+    server.events = _PatientEvents(
+        app,
+        io_loop=server.io_loop,
+        max_workers_in_memory=options.max_workers,
+        max_tasks_in_memory=options.max_tasks,
+    )
+    return server
+
+
+def _exit(_: int, __: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
