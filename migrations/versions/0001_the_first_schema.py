@@ -139,8 +139,6 @@ def upgrade() -> None:
     )
     op.create_index(
         "uq_ledger_accounts",
-    sa.Column('num_preparations', sa.SmallInteger(), server_default='0', nullable=False),
-    sa.Column('prepare_after', sa.DateTime(timezone=True), nullable=True),
         "ledger_accounts",
         ["kind", "tenant_id", "currency"],
         unique=True,
