@@ -1,0 +1,289 @@
+"""Our own engine, as the group sees it: starts the ranks, watches them, and replaces them when one dies or hangs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+
+from workers.backends.protocol import (
+    EngineRequest,
+    EngineStartError,
+    EngineState,
+    Health,
+    Load,
+    Outcome,
+    OutcomeStatus,
+)
+from workers.backends.ranks import Ranks
+from workers.backends.validation import check_request
+from workers.engine.messages import Abort, Admitted, FromRank, Heartbeat, Outcomes, Ready, Submit
+from workers.engine.options import EngineOptions
+
+__all__ = ["EngineOptions", "NativeEngine"]
+
+log = logging.getLogger(__name__)
+
+#: How often the ranks are looked at while they say nothing, in seconds.
+WATCH_SECONDS = 0.25
+#: How often to look for ranks that a signal stopped, in seconds; the second look in a row counts.
+STOPPED_SECONDS = 1.0
+#: Wait before a restart: none after the first crash of the window, then this, doubling up to the largest, in seconds.
+FIRST_BACKOFF_SECONDS = 0.5
+LARGEST_BACKOFF_SECONDS = 30.0
+
+
+class NativeEngine:
+    """Implements `protocol.Engine` over rank processes.
+
+    A crash reports those requests as crashed that had begun to run, since one of them may be the cause. Those still
+    waiting for admission stay, and run when the ranks are back.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
+        self._changed = threading.Condition()
+        # Guarded by `_changed`, all of them:
+        self._state = EngineState.STARTING
+        self._reason: str | None = None
+        self._ranks: Ranks | None = None
+        self._ready: Ready | None = None
+        self._in_flight: dict[str, EngineRequest] = {}
+        self._admitted: set[str] = set()
+        self._aborting: set[str] = set()
+        self._outcomes: deque[Outcome] = deque()
+        self._num_steps = 0
+        self._num_steps_before = 0  # of the generations of ranks that crashed
+        self._num_restarts = 0
+        self._num_kv_tokens_used = 0
+        self._progressed_at = 0.0
+        # The supervisor's own:
+        self._is_stopping = threading.Event()
+        self._crashes: deque[float] = deque()
+        self._supervisor: threading.Thread | None = None
+
+    # --- what a group calls
+
+    def start(self) -> None:
+        """Load and warm up; returns when a real token was generated. Raises EngineStartError with what to do."""
+        if self._supervisor is not None or self._is_stopping.is_set():
+            raise EngineStartError("An engine starts once; make another one.")
+        try:
+            self._start_ranks()
+        except EngineStartError as error:
+            with self._changed:
+                self._state, self._reason = EngineState.STOPPED, str(error)
+            raise
+        self._supervisor = threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True)
+        self._supervisor.start()
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request; what can't run is reported as failed, and as crashed where there is no engine any more."""
+        with self._changed:
+            if request.id in self._in_flight:
+                raise ValueError(f"Request {request.id} is in the engine already; its id must be another.")
+            if self._state in (EngineState.DEGRADED, EngineState.STOPPED):
+                self._report(Outcome(id=request.id, status=OutcomeStatus.CRASHED, error_message=self._reason))
+                return
+            if self._ready is None:
+                raise EngineStartError("The engine was not started.")
+            rejection = check_request(
+                request, vocab_size=self._ready.vocab_size, context_length=self._ready.context_length
+            )
+            if rejection is not None:
+                self._report(
+                    Outcome(
+                        id=request.id,
+                        status=OutcomeStatus.FAILED,
+                        num_prompt_tokens=len(request.prompt_token_ids),
+                        error_code=rejection.error_code,
+                        error_message=rejection.error_message,
+                    )
+                )
+                return
+            if not self._in_flight:
+                self._progressed_at = time.monotonic()
+            self._in_flight[request.id] = request
+            if self._state is EngineState.READY and self._ranks is not None:
+                self._ranks.send(Submit(request=request))
+
+    def abort(self, ids: Collection[str]) -> None:
+        with self._changed:
+            known = [request_id for request_id in ids if request_id in self._in_flight]
+            if not known:
+                return
+            if self._state is EngineState.READY and self._ranks is not None:
+                self._ranks.send(Abort(ids=known))
+                self._aborting.update(known)  # should the ranks not live to answer
+                return
+            for request_id in known:
+                self._end(Outcome(id=request_id, status=OutcomeStatus.ABORTED))
+
+    def take_outcomes(self, max_outcomes: int, timeout: float) -> list[Outcome]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._outcomes, timeout)
+            return [self._outcomes.popleft() for _ in range(min(max_outcomes, len(self._outcomes)))]
+
+    def load(self) -> Load:
+        with self._changed:
+            return Load(
+                num_waiting=len(self._in_flight) - len(self._admitted),
+                num_running=len(self._admitted),
+                num_kv_tokens=self._ready.num_kv_tokens if self._ready is not None else 0,
+                num_kv_tokens_used=self._num_kv_tokens_used,
+            )
+
+    def health(self) -> Health:
+        with self._changed:
+            return Health(
+                state=self._state,
+                rank_pids=self._ranks.pids if self._ranks is not None else [],
+                num_steps=self._num_steps_before + self._num_steps,
+                num_restarts=self._num_restarts,
+                reason=self._reason,
+            )
+
+    def stop(self) -> None:
+        """End at once; what is in the engine is reported as crashed. Returns when every rank is gone. Idempotent."""
+        self._is_stopping.set()
+        if self._supervisor is not None:
+            self._supervisor.join()
+        with self._changed:
+            self._state = EngineState.STOPPED
+            self._report_crashed(list(self._in_flight), "The engine was stopped.")
+
+    # --- what the supervisor does
+
+    def _supervise(self) -> None:
+        """Watch one generation of ranks after the other, until the engine is stopped or degraded."""
+        ranks = self._ranks
+        while ranks is not None:
+            reason = self._watch(ranks)
+            if reason is None:
+                ranks.shut_down()
+                break
+            ranks.kill()
+            self._lose(reason)
+            ranks = self._replace()
+        with self._changed:
+            self._ranks = None
+            if self._is_stopping.is_set():
+                self._state = EngineState.STOPPED
+
+    def _watch(self, ranks: Ranks) -> str | None:
+        """Serve the ranks until they crash, and return why; None when the engine is to stop."""
+        looked_at = time.monotonic()
+        while not self._is_stopping.is_set():
+            self._take(ranks.receive(WATCH_SECONDS))
+            if ranks.has_failed:
+                reason = ranks.diagnose()
+                self._take(ranks.receive(0))
+                return reason
+            now = time.monotonic()
+            if now - looked_at >= STOPPED_SECONDS:
+                looked_at = now
+                if (rank := ranks.find_stopped()) is not None:
+                    return f"rank {rank} (process {ranks.pids[rank]}) was stopped by a signal"
+            if self._seconds_without_progress(now) > self._options.step_seconds:
+                ranks.dump_stacks()
+                return f"no step ended within {self._options.step_seconds:g} seconds (setting step_seconds)"
+        return None
+
+    def _take(self, messages: list[FromRank]) -> None:
+        with self._changed:
+            for message in messages:
+                match message:
+                    case Outcomes(outcomes=outcomes):
+                        for outcome in outcomes:
+                            self._end(outcome)
+                    case Admitted(ids=ids):
+                        self._admitted.update(request_id for request_id in ids if request_id in self._in_flight)
+                    case Heartbeat():
+                        if message.num_steps > self._num_steps:
+                            self._progressed_at = time.monotonic()
+                        self._num_steps = message.num_steps
+                        self._num_kv_tokens_used = message.num_kv_tokens_used
+
+    def _seconds_without_progress(self, now: float) -> float:
+        with self._changed:
+            return now - self._progressed_at if self._in_flight else 0.0
+
+    def _lose(self, reason: str) -> None:
+        """The ranks are gone: report what ran in them, and count the crash."""
+        now = time.monotonic()
+        self._crashes.append(now)
+        while now - self._crashes[0] > self._options.crash_window_seconds:
+            self._crashes.popleft()
+        log.error("The engine crashed: %s.", reason)
+        with self._changed:
+            self._state, self._reason = EngineState.RESTARTING, reason
+            self._ranks = None
+            self._num_steps_before += self._num_steps
+            self._num_steps = self._num_kv_tokens_used = 0
+            for request_id in list(self._aborting):
+                self._end(Outcome(id=request_id, status=OutcomeStatus.ABORTED))
+            self._report_crashed(list(self._admitted), reason)
+
+    def _replace(self) -> Ranks | None:
+        """Start the ranks again, as often as it takes; None when the engine is stopped, or degraded by then."""
+        while len(self._crashes) < self._options.max_crashes:
+            if self._is_stopping.wait(self._backoff_seconds()):
+                return None
+            try:
+                ranks = self._start_ranks()
+            except EngineStartError as error:
+                if self._is_stopping.is_set():
+                    return None
+                self._lose(str(error))
+                continue
+            log.info("The engine is ready again.")
+            return ranks
+        window = self._options.crash_window_seconds
+        with self._changed:
+            self._state = EngineState.DEGRADED
+            self._reason = f"{len(self._crashes)} crashes within {window:g} seconds, the last: {self._reason}"
+            log.error("The engine takes nothing more: %s.", self._reason)
+            self._report_crashed(list(self._in_flight), self._reason)
+        return None
+
+    def _backoff_seconds(self) -> float:
+        doublings = len(self._crashes) - 2
+        return min(FIRST_BACKOFF_SECONDS * 2.0**doublings, LARGEST_BACKOFF_SECONDS) if doublings >= 0 else 0.0
+
+    def _start_ranks(self) -> Ranks:
+        """Raises EngineStartError; then no rank is left."""
+        ranks = Ranks(self._options)
+        with self._changed:
+            self._ranks = ranks
+        try:
+            ready = ranks.wait_ready(self._is_stopping)
+        except EngineStartError:
+            with self._changed:
+                self._ranks = None
+            raise
+        with self._changed:
+            if self._state is EngineState.RESTARTING:
+                self._num_restarts += 1
+            self._state, self._reason, self._ready = EngineState.READY, None, ready
+            self._progressed_at = time.monotonic()
+            for request in self._in_flight.values():
+                ranks.send(Submit(request=request))
+        return ranks
+
+    # --- outcomes; `_changed` is held
+
+    def _report(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        self._changed.notify_all()
+
+    def _end(self, outcome: Outcome) -> None:
+        self._admitted.discard(outcome.id)
+        self._aborting.discard(outcome.id)
+        if self._in_flight.pop(outcome.id, None) is not None:
+            self._report(outcome)
+
+    def _report_crashed(self, ids: Collection[str], reason: str) -> None:
+        for request_id in ids:
+            self._end(Outcome(id=request_id, status=OutcomeStatus.CRASHED, error_message=reason))

@@ -1,0 +1,268 @@
+"""One generation of rank processes: started together, watched, and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+
+import psutil
+
+from pipeline.settings import PREFIX
+from workers.backends.protocol import EngineStartError
+from workers.engine.messages import Channel, ChannelClosed, Failed, FromRank, Message, Ready, Shutdown, Start, encode
+from workers.engine.options import EngineOptions
+from workers.rendezvous import Rendezvous
+
+log = logging.getLogger(__name__)
+
+#: After the first sign of a failure, how long to wait for the rank that knows why, in seconds.
+DIAGNOSIS_SECONDS = 0.5
+#: How long ranks may take to exit when told to, and to be gone when killed, in seconds.
+EXIT_SECONDS = 2.0
+KILL_SECONDS = 5.0
+#: How long the stacks of hanging ranks may take to be written, in seconds.
+DUMP_SECONDS = 0.3
+_POLL_SECONDS = 0.2
+
+
+class Ranks:
+    """The processes of one engine, rank 0 first.
+
+    They are programs of their own, in sessions of their own, and end with this process however it ends: each reads
+    the lifeline, a pipe whose only writing end is here. All methods but `send` belong to one thread.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        """Starts them. Raises EngineStartError if the system refuses; then `wait_ready` must be called."""
+        self._options = options
+        self._rendezvous = Rendezvous()
+        self._channels: list[Channel[FromRank]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        #: What each rank said before it went, or None if it said nothing.
+        self._ended: dict[int, Failed | None] = {}
+        self._unread: list[FromRank] = []
+        self._stopped_before: set[int] = set()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send_all, name="rank-sender", daemon=True)
+        lifeline, self._lifeline_writer = os.pipe()
+        try:
+            self._spawn_all(lifeline)
+        except OSError as error:
+            self.kill()
+            raise EngineStartError(f"The system does not start the ranks: {error}") from error
+        finally:
+            os.close(lifeline)
+        self._sender.start()
+
+    def _spawn_all(self, lifeline: int) -> None:
+        num_threads = max(1, _num_cores() // self._options.tp)
+        pairs = [Pipe() for _ in range(1, self._options.tp)]  # (rank 0's end, the follower's end)
+        theirs: list[Connection] = [end for pair in pairs for end in pair]
+        try:
+            for rank in range(self._options.tp):
+                mine, parent = Pipe()
+                theirs.append(parent)
+                self._channels.append(Channel(mine, FromRank))
+                peers = [end for end, _ in pairs] if rank == 0 else [pairs[rank - 1][1]]
+                self._processes.append(_spawn(rank, parent, lifeline, peers, num_threads))
+        finally:
+            # A pipe ends when all its writers are gone: none of theirs may stay open here.
+            for end in theirs:
+                end.close()
+        start = Start(options=self._options, rendezvous=self._rendezvous.path, num_threads=num_threads)
+        for channel in self._channels:
+            with contextlib.suppress(ChannelClosed):  # its end is noticed by `receive`
+                channel.send(start)
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self._ended)
+
+    def wait_ready(self, is_cancelled: threading.Event) -> Ready:
+        """Return when rank 0 is warm.
+
+        Raises EngineStartError with what the rank that failed says; then, as when cancelled, all ranks are gone.
+        """
+        deadline = time.monotonic() + self._options.start_seconds
+        while time.monotonic() < deadline and not is_cancelled.is_set():
+            for message in self.receive(_POLL_SECONDS):
+                if isinstance(message, Ready):
+                    self._rendezvous.remove()
+                    return message
+            if self.has_failed:
+                reason = self.diagnose()
+                self.kill()
+                raise EngineStartError(reason)
+        if not is_cancelled.is_set():
+            self.dump_stacks()
+        self.kill()
+        if is_cancelled.is_set():
+            raise EngineStartError("The engine was stopped while it started.")
+        raise EngineStartError(
+            f"The engine was not ready after {self._options.start_seconds:g} seconds; "
+            "the log holds what its ranks were doing."
+        )
+
+    # --- messages
+
+    def send(self, message: Message) -> None:
+        """To rank 0, without waiting for it to read. Thread-safe."""
+        self._outbox.put(encode(message))
+
+    def _send_all(self) -> None:
+        with contextlib.suppress(ChannelClosed):  # its end is noticed by `receive`
+            while (message := self._outbox.get()) is not None:
+                self._channels[0].send_encoded(message)
+
+    def receive(self, timeout: float) -> list[FromRank]:
+        """What the ranks say, as soon as one says something; none after `timeout` seconds.
+
+        How a rank failed is kept for `diagnose`.
+        """
+        if self._unread:
+            messages, self._unread = self._unread, []
+            return messages
+        descriptors = {channel.fileno(): rank for rank, channel in enumerate(self._channels) if rank not in self._ended}
+        received: list[FromRank] = []
+        for descriptor in wait(descriptors, timeout):
+            assert isinstance(descriptor, int)
+            received += self._receive_from(descriptors[descriptor])
+        return received
+
+    def _receive_from(self, rank: int) -> list[FromRank]:
+        channel = self._channels[rank]
+        messages: list[FromRank] = []
+        try:
+            while channel.poll():
+                message = channel.receive()
+                if isinstance(message, Failed):
+                    self._ended[rank] = message
+                    break
+                messages.append(message)
+        except ChannelClosed:
+            self._ended[rank] = None
+        return messages
+
+    # --- faults
+
+    def diagnose(self) -> str:
+        """Why the ranks failed, in the words of the one that failed first. `receive` then has what they said last."""
+        unread: list[FromRank] = []
+        deadline = time.monotonic() + DIAGNOSIS_SECONDS
+        while (reason := self._first_cause()) is None and time.monotonic() < deadline:
+            if len(self._ended) < len(self._processes):
+                unread.extend(self.receive(0.05))
+            else:
+                time.sleep(0.01)  # all pipes have ended; an exit status may take a moment more
+        self._unread = unread
+        if reason is not None:
+            return reason
+        said = [f"rank {rank}: {failed.message}" for rank, failed in self._ended.items() if failed is not None]
+        return said[0] if said else "a rank closed its pipe"
+
+    def _first_cause(self) -> str | None:
+        for rank, failed in self._ended.items():
+            if failed is not None and not failed.is_consequence:
+                return f"rank {rank}: {failed.message}"
+        for rank, failed in self._ended.items():
+            if failed is None and (status := self._processes[rank].poll()) is not None:
+                return f"rank {rank} (process {self._processes[rank].pid}) {_describe_exit(status)}"
+        return None
+
+    def find_stopped(self) -> int | None:
+        """A rank that was stopped by a signal, at this call and at the one before; None if there is none."""
+        stopped = {rank for rank, process in enumerate(self._processes) if _is_stopped(process.pid)}
+        both, self._stopped_before = stopped & self._stopped_before, stopped
+        return min(both, default=None)
+
+    def dump_stacks(self) -> None:
+        """Let the ranks write to the log what they are doing."""
+        for process in self._processes:
+            process.send_signal(signal.SIGUSR1)
+        time.sleep(DUMP_SECONDS)
+
+    # --- the end
+
+    def shut_down(self) -> None:
+        """Ask them to exit, and kill what does not."""
+        self.send(Shutdown())
+        deadline = time.monotonic() + EXIT_SECONDS
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for process in self._processes:
+                process.wait(max(0.0, deadline - time.monotonic()))
+        self.kill()
+
+    def kill(self) -> None:
+        """End all of them at once, and wait until they are gone. Called once."""
+        for process in self._processes:
+            process.kill()
+        os.close(self._lifeline_writer)
+        for process in self._processes:
+            try:
+                process.wait(KILL_SECONDS)
+            except subprocess.TimeoutExpired:
+                log.error("Rank process %d was killed but does not end; its device may be stuck.", process.pid)
+        if self._sender.is_alive():
+            # The pipe is closed only when nobody writes to it any more: its number may soon be another file's.
+            self._outbox.put(None)
+            self._sender.join(KILL_SECONDS)
+        for channel in self._channels:
+            channel.close()
+        self._rendezvous.remove()
+
+
+def _spawn(
+    rank: int, parent: Connection, lifeline: int, peers: Sequence[Connection], num_threads: int
+) -> subprocess.Popen[bytes]:
+    descriptors = [parent.fileno(), *(peer.fileno() for peer in peers)]
+    # -P: a folder named `workers` where the command was given is not ours.
+    command = [sys.executable, "-P", "-m", "workers.rank", "--rank", str(rank)]
+    command += ["--parent", str(parent.fileno()), "--lifeline", str(lifeline)]
+    command += ["--peers", *(str(peer.fileno()) for peer in peers)]
+    return subprocess.Popen(
+        command,
+        pass_fds=[*descriptors, lifeline],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # a command's output may be JSON: what a library prints belongs to the log
+        env=_environment(num_threads),
+    )
+
+
+def _environment(num_threads: int) -> dict[str, str]:
+    """Ours without the settings: a rank needs no database, and no password to it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return {"OMP_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "false", **kept}
+
+
+def _num_cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False  # it is gone, which its pipe tells
+
+
+def _describe_exit(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status}"
+    name = signal.Signals(-status).name
+    return f"was killed by {name}" + (" (was memory short?)" if name == "SIGKILL" else "")

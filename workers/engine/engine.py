@@ -1,0 +1,191 @@
+"""The engine of rank 0: requests in, steps of the model, outcomes out. It knows neither pipes nor other ranks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pipeline.tokenization import Tokenizer
+from workers.backends.protocol import Choice, EngineRequest, Outcome, OutcomeStatus
+from workers.engine.choice_writer import ChoiceWriter
+from workers.engine.messages import Step
+from workers.engine.model_runner import make_step
+from workers.engine.sampler import sample
+from workers.engine.scheduler import Plan, Scheduler
+from workers.engine.sequence import Sequence
+
+INVALID_LOGITS = "invalid_logits"
+KV_CACHE_EXCEEDED = "kv_cache_exceeded"
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """A request that has not ended: a sequence per choice, as many choices as are finished, and its time."""
+
+    request: EngineRequest
+    sequences: list[Sequence]
+    writers: list[ChoiceWriter]
+    choices: dict[int, Choice] = field(default_factory=dict)
+    engine_ms: float = 0.0
+
+    def outcome(
+        self, status: OutcomeStatus, error_code: str | None = None, error_message: str | None = None
+    ) -> Outcome:
+        is_finished = status is OutcomeStatus.FINISHED
+        return Outcome(
+            id=self.request.id,
+            status=status,
+            choices=[self.choices[index] for index in sorted(self.choices)] if is_finished else [],
+            num_prompt_tokens=len(self.request.prompt_token_ids),
+            # The other choices find the prompt of the first: that is no hit of what was there before.
+            num_cached_tokens=self.sequences[0].num_cached_tokens or 0,
+            num_completion_tokens=sum(sequence.num_generated_tokens for sequence in self.sequences),
+            engine_ms=round(self.engine_ms),
+            error_code=error_code,
+            error_message=error_message,
+        )
+
+
+class EngineCore:
+    """Holds requests from `submit` to their outcome, and runs one step at a time: `plan`, then `run`.
+
+    Every request was checked before it is submitted: token ids in the vocabulary, lengths within the context.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_model: Callable[[Step], Tensor],
+        scheduler: Scheduler,
+        tokenizer: Tokenizer,
+        eos_token_ids: Collection[int],
+        prefix_salt: Callable[[int], str] = lambda num_prompt_tokens: "",
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`run_model` gives the logits of a step's sampling sequences, [sequences, vocab_size] float32.
+
+        `prefix_salt` keeps apart prompts, by their length, whose equal prefixes the model computes differently.
+        """
+        self.scheduler = scheduler
+        self.num_steps = 0
+        self._run_model = run_model
+        self._tokenizer = tokenizer
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._prefix_salt = prefix_salt
+        self._clock = clock
+        self._requests: dict[str, RequestState] = {}
+        self._planned_at = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._requests
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request; its choices are scheduled as sequences of their own, which share the prompt's blocks."""
+        assert request.id not in self._requests, "a request was submitted twice"
+        params = request.params
+        # The salt's length keeps apart what the two parts could otherwise be joined to.
+        salt = f"{len(request.cache_salt)}:{request.cache_salt}{self._prefix_salt(len(request.prompt_token_ids))}"
+        state = RequestState(
+            request=request,
+            sequences=[
+                Sequence(
+                    request_id=request.id,
+                    index=index,
+                    params=params,
+                    seed=request.seed,
+                    cache_salt=salt,
+                    token_ids=list(request.prompt_token_ids),
+                    num_prompt_tokens=len(request.prompt_token_ids),
+                )
+                for index in range(params.n)
+            ],
+            writers=[ChoiceWriter(index, params, self._tokenizer, self._eos_token_ids) for index in range(params.n)],
+        )
+        self._requests[request.id] = state
+        for sequence in state.sequences:
+            self.scheduler.add(sequence)
+
+    def abort(self, ids: Collection[str]) -> list[Outcome]:
+        """Free what these requests hold, at once. Those that are not here are fine."""
+        return [
+            self._end(state, OutcomeStatus.ABORTED)
+            for request_id in ids
+            if (state := self._requests.get(request_id)) is not None
+        ]
+
+    def plan(self) -> Plan:
+        """What the next step computes."""
+        self._planned_at = self._clock()
+        return self.scheduler.schedule()
+
+    def run(self, plan: Plan) -> list[Outcome]:
+        """Run the step; returns the outcomes of those that it ended."""
+        ended: list[tuple[RequestState, str | None, str | None]] = []
+        for sequence in plan.oversized:
+            if (state := self._requests.get(sequence.request_id)) is not None:
+                ended.append((state, KV_CACHE_EXCEEDED, self._describe_oversized(sequence)))
+        if plan.scheduled:
+            ended += self._run_step(plan)
+            self._share_time(plan, (self._clock() - self._planned_at) * 1000)
+        outcomes = []
+        for state, error_code, error_message in ended:
+            if state.request.id in self._requests:  # a request can fail by several of its choices
+                status = OutcomeStatus.FINISHED if error_code is None else OutcomeStatus.FAILED
+                outcomes.append(self._end(state, status, error_code, error_message))
+        return outcomes
+
+    def _run_step(self, plan: Plan) -> list[tuple[RequestState, str | None, str | None]]:
+        sampling = [entry.sequence for entry in plan.scheduled if entry.samples]
+        logits = self._run_model(make_step(plan))
+        self.scheduler.commit(plan)
+        self.num_steps += 1
+        ended: list[tuple[RequestState, str | None, str | None]] = []
+        for sequence, next_token in zip(sampling, sample(logits, sampling), strict=True):
+            state = self._requests[sequence.request_id]
+            if next_token is None:
+                self.scheduler.block_manager.forget(sequence)
+                ended.append(
+                    (state, INVALID_LOGITS, "The model computed numbers that are not finite for this request.")
+                )
+                continue
+            sequence.append(next_token.token_id)
+            writer = state.writers[sequence.index]
+            writer.append(next_token)
+            if writer.finish_reason is not None:
+                self.scheduler.remove(sequence)
+                state.choices[sequence.index] = writer.choice()
+                if len(state.choices) == state.request.params.n:
+                    ended.append((state, None, None))
+        return ended
+
+    def _share_time(self, plan: Plan, step_ms: float) -> None:
+        num_tokens: Counter[str] = Counter()
+        for entry in plan.scheduled:
+            num_tokens[entry.sequence.request_id] += entry.num_tokens
+        for request_id, num in num_tokens.items():
+            self._requests[request_id].engine_ms += step_ms * num / plan.num_tokens
+
+    def _end(
+        self,
+        state: RequestState,
+        status: OutcomeStatus,
+        error_code: str | None = None,
+        error_message: str | None = None,
+    ) -> Outcome:
+        del self._requests[state.request.id]
+        for sequence in state.sequences:
+            self.scheduler.remove(sequence)
+        return state.outcome(status, error_code, error_message)
+
+    def _describe_oversized(self, sequence: Sequence) -> str:
+        blocks = self.scheduler.block_manager
+        return (
+            f"The request came to {sequence.num_tokens} tokens, but the KV cache of the group holds "
+            f"{blocks.num_blocks * blocks.block_size}. Send a shorter prompt or a lower max_tokens, "
+            "or give the group more memory."
+        )

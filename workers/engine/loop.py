@@ -1,0 +1,69 @@
+"""The loop of rank 0: messages of the parent between the steps of the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pipeline.schemas.generation import GenerationParams
+from workers.backends.protocol import EngineRequest, OutcomeStatus
+from workers.engine.engine import EngineCore
+from workers.engine.messages import (
+    Abort,
+    Admitted,
+    Channel,
+    Heartbeat,
+    Outcomes,
+    Shutdown,
+    Start,
+    Submit,
+    ToRank,
+)
+
+#: Least time between two heartbeats of a busy engine, in seconds.
+HEARTBEAT_SECONDS = 0.1
+
+
+class WarmUpError(Exception):
+    """The model can't generate."""
+
+
+def warm_up(core: EngineCore) -> None:
+    """Generate a token through all ranks; only then is an engine ready. Raises WarmUpError."""
+    params = GenerationParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    core.submit(EngineRequest(id="warm-up", prompt_token_ids=[0], params=params, seed=0))
+    while not (outcomes := core.run(core.plan())):
+        pass
+    if outcomes[0].status is not OutcomeStatus.FINISHED:
+        raise WarmUpError(f"The first token could not be generated: {outcomes[0].error_message}")
+
+
+def run_loop(core: EngineCore, parent: Channel[ToRank], clock: Callable[[], float] = time.monotonic) -> None:
+    """Serve the parent until it says to shut down. Raises ChannelClosed if it is gone."""
+    last_heartbeat = clock()
+    while _receive(core, parent):
+        plan = core.plan()
+        if plan.admitted:
+            parent.send(Admitted(ids=list(dict.fromkeys(sequence.request_id for sequence in plan.admitted))))
+        outcomes = core.run(plan)
+        if core.is_idle or clock() - last_heartbeat >= HEARTBEAT_SECONDS:
+            last_heartbeat = clock()
+            parent.send(Heartbeat(num_steps=core.num_steps, num_kv_tokens_used=core.scheduler.num_tokens_used))
+        if outcomes:
+            parent.send(Outcomes(outcomes=outcomes))
+
+
+def _receive(core: EngineCore, parent: Channel[ToRank]) -> bool:
+    """Take what the parent sent, waiting for something while there is nothing to do; False to shut down."""
+    while core.is_idle or parent.poll():
+        match parent.receive():
+            case Submit(request=request):
+                core.submit(request)
+            case Abort(ids=ids):
+                if outcomes := core.abort(ids):
+                    parent.send(Outcomes(outcomes=outcomes))
+            case Shutdown():
+                return False
+            case Start():
+                raise AssertionError("a rank starts once")
+    return True

@@ -1,0 +1,101 @@
+"""One rank's part of a model and of its KV cache, running the steps that rank 0 plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.decoder import Decoder
+from models.layers.attention import KVCache, PagedAttention, StepMetadata
+from workers.engine.messages import Channel, FromFollower, Shutdown, Step, ToFollower, encode
+from workers.engine.scheduler import Plan
+
+
+def make_step(plan: Plan) -> Step:
+    """The plan in numbers, as the ranks need it."""
+    token_ids: list[int] = []
+    context_lengths: list[int] = []
+    for entry in plan.scheduled:
+        start = entry.sequence.num_computed_tokens
+        token_ids += entry.sequence.token_ids[start : start + entry.num_tokens]
+        context_lengths.append(start + entry.num_tokens)
+    return Step(
+        token_ids=token_ids,
+        query_lengths=[entry.num_tokens for entry in plan.scheduled],
+        context_lengths=context_lengths,
+        prompt_lengths=[entry.sequence.num_prompt_tokens for entry in plan.scheduled],
+        block_tables=[entry.sequence.block_table for entry in plan.scheduled],
+        samples=[entry.samples for entry in plan.scheduled],
+    )
+
+
+class ModelRunner:
+    def __init__(self, decoder: Decoder, cache: KVCache, device: torch.device) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._device = device
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> Tensor:
+        """Compute the step's tokens, and the logits of those that sample.
+
+        Returns [sampling sequences, vocab_size] float32 on rank 0, and no rows on the others.
+        """
+        block_size = self._cache.block_size
+        tables = [np.asarray(table, dtype=np.int64) for table in step.block_tables]
+        spans = [
+            np.arange(context - query, context)
+            for query, context in zip(step.query_lengths, step.context_lengths, strict=True)
+        ]
+        slots = [
+            table[span // block_size] * block_size + span % block_size
+            for table, span in zip(tables, spans, strict=True)
+        ]
+        metadata = StepMetadata(
+            slots=self._tensor(np.concatenate(slots)),
+            query_lengths=step.query_lengths,
+            context_lengths=step.context_lengths,
+            block_tables=[self._tensor(table) for table in tables],
+        )
+        hidden = self._decoder(
+            self._tensor(np.asarray(step.token_ids, dtype=np.int64)),
+            self._tensor(np.concatenate(spans)),
+            PagedAttention(self._cache, metadata),
+            self._tensor(np.repeat(step.prompt_lengths, step.query_lengths)),
+        )
+        if not any(step.samples):
+            return torch.empty(0, self._decoder.config.vocab_size, device=self._device)
+        ends = np.cumsum(step.query_lengths) - 1
+        logits: Tensor = self._decoder.logits(hidden[self._tensor(ends[np.asarray(step.samples)])])
+        return logits
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+class LeadingRunner:
+    """Rank 0's runner: lets the followers run every step that it runs."""
+
+    def __init__(self, runner: ModelRunner, followers: Sequence[Channel[FromFollower]]) -> None:
+        self._runner = runner
+        self._followers = followers
+
+    def run(self, step: Step) -> Tensor:
+        """As ModelRunner's. Raises ChannelClosed if a follower is gone."""
+        if self._followers:
+            encoded = encode(step)
+            for follower in self._followers:
+                follower.send_encoded(encoded)
+        return self._runner.run(step)
+
+
+def follow(runner: ModelRunner, leader: Channel[ToFollower]) -> None:
+    """Run the steps of rank 0 until it says to shut down. Raises ChannelClosed if it is gone."""
+    while not isinstance(message := leader.receive(), Shutdown):
+        assert isinstance(message, Step), message
+        runner.run(message)

@@ -1,0 +1,233 @@
+"""One shard process of a group: `python -m workers.rank`, started by `workers.backends.ranks` and by nobody else.
+
+It meets the other ranks, loads its part of the model, and makes its part of the KV cache. Rank 0 then runs the engine
+and the others follow its steps. Whatever goes wrong is told to the parent, and ends the process: the parent replaces
+all ranks together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from models.checkpoint import load_decoder, resolve_dtype
+from models.config import ModelConfig
+from models.errors import ModelError
+from models.layers.attention import KVCache
+from pipeline.tokenization import Tokenizer, TokenizerError
+from workers.communicator import Communicator, CommunicatorError, connect
+from workers.engine.block_manager import BlockManager
+from workers.engine.cache_size import CacheSizeError, num_blocks_possible
+from workers.engine.engine import EngineCore
+from workers.engine.loop import WarmUpError, run_loop, warm_up
+from workers.engine.messages import (
+    Allocate,
+    Capacity,
+    Channel,
+    ChannelClosed,
+    Failed,
+    FromFollower,
+    Ready,
+    Shutdown,
+    Start,
+    ToFollower,
+    ToRank,
+)
+from workers.engine.model_runner import LeadingRunner, ModelRunner, follow
+from workers.engine.options import EngineOptions
+from workers.engine.scheduler import Scheduler
+
+#: Errors whose message is meant for people: it names the file, the field or the setting.
+_EXPLAINED = (ModelError, TokenizerError, CacheSizeError, WarmUpError)
+#: Time for the ranks to meet and for a collective; more than a step deadline, so that the parent's acts first.
+_LEAST_TIMEOUT = 120.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m workers.rank", description="One shard process of a group.")
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True, help="file descriptor of the pipe to the parent")
+    parser.add_argument("--lifeline", type=int, required=True, help="file descriptor that ends with the parent")
+    parser.add_argument("--peers", type=int, nargs="*", default=[], help="rank 0: pipes to the others; else: to rank 0")
+    options = parser.parse_args(arguments)
+    _set_signals()
+    threading.Thread(target=_exit_with_parent, args=(options.lifeline,), name="lifeline", daemon=True).start()
+    parent: Channel[ToRank] = Channel(_connection(options.parent), ToRank)
+    try:
+        _serve(options.rank, parent, [_connection(descriptor) for descriptor in options.peers])
+    except _EXPLAINED as error:
+        _fail(parent, str(error))
+    except (CommunicatorError, ChannelClosed) as error:
+        _fail(parent, str(error) or "another rank is gone", is_consequence=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        sys.excepthook(*sys.exc_info())
+        _fail(parent, f"{type(error).__name__}: {_first_line(error)}")
+    # Interpreter shutdown could wait for threads of torch that wait for a rank that is gone.
+    _exit(0)
+
+
+def _serve(rank: int, parent: Channel[ToRank], peers: list[Connection]) -> None:
+    start = parent.receive()
+    if isinstance(start, Shutdown):
+        return
+    assert isinstance(start, Start), start
+    options = start.options
+    torch.set_num_threads(start.num_threads)
+    folder = Path(options.model_path)
+    config = ModelConfig.from_pretrained(folder)
+    device = _device(options, rank)
+    timeout = max(_LEAST_TIMEOUT, 2 * options.step_seconds)
+    communicator = connect(start.rendezvous, rank, options.tp, device=device, timeout=timeout)
+    if rank == 0:
+        _lead(options, config, device, communicator, parent, [Channel(peer, FromFollower) for peer in peers])
+    else:
+        (leader,) = peers
+        _follow(options, config, device, communicator, Channel(leader, ToFollower))
+
+
+def _lead(
+    options: EngineOptions,
+    config: ModelConfig,
+    device: torch.device,
+    communicator: Communicator,
+    parent: Channel[ToRank],
+    followers: list[Channel[FromFollower]],
+) -> None:
+    tokenizer = Tokenizer.load(Path(options.model_path))
+    shard = _Shard(options, config, device, communicator)
+    num_blocks = min([shard.num_blocks_possible, *(follower.receive().num_blocks for follower in followers)])
+    for follower in followers:
+        follower.send(Allocate(num_blocks=num_blocks))
+    core = EngineCore(
+        run_model=LeadingRunner(shard.runner(num_blocks), followers).run,
+        scheduler=Scheduler(
+            BlockManager(num_blocks, options.block_size),
+            max_num_sequences=options.max_num_sequences,
+            step_tokens=options.step_tokens,
+        ),
+        tokenizer=tokenizer,
+        eos_token_ids={*config.eos_token_ids, *tokenizer.eos_token_ids},
+        prefix_salt=config.prefix_salt,
+    )
+    warm_up(core)
+    parent.send(
+        Ready(
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
+            num_kv_tokens=num_blocks * options.block_size,
+        )
+    )
+    run_loop(core, parent)
+    for follower in followers:
+        follower.send(Shutdown())
+
+
+def _follow(
+    options: EngineOptions,
+    config: ModelConfig,
+    device: torch.device,
+    communicator: Communicator,
+    leader: Channel[ToFollower],
+) -> None:
+    shard = _Shard(options, config, device, communicator)
+    leader.send(Capacity(num_blocks=shard.num_blocks_possible))
+    allocate = leader.receive()
+    assert isinstance(allocate, Allocate), allocate
+    follow(shard.runner(allocate.num_blocks), leader)
+
+
+class _Shard:
+    """This rank's part of the model, and the room that is left beside it."""
+
+    def __init__(
+        self, options: EngineOptions, config: ModelConfig, device: torch.device, communicator: Communicator
+    ) -> None:
+        self._options = options
+        self._device = device
+        self._dtype = resolve_dtype(options.dtype, config, device)
+        self._decoder = load_decoder(
+            Path(options.model_path), config, communicator=communicator, dtype=self._dtype, device=device
+        )
+        self.num_blocks_possible = num_blocks_possible(options, config, self._decoder.sharding, self._dtype, device)
+
+    def runner(self, num_blocks: int) -> ModelRunner:
+        """With a KV cache of so many blocks."""
+        config = self._decoder.config
+        cache = KVCache(
+            num_layers=config.num_layers,
+            num_blocks=num_blocks,
+            block_size=self._options.block_size,
+            num_kv_heads=len(self._decoder.sharding.kv_heads),
+            head_dim=config.head_dim,
+            dtype=self._dtype,
+            device=self._device,
+        )
+        return ModelRunner(self._decoder, cache, self._device)
+
+
+class _DeviceError(ModelError):
+    """There are fewer GPUs than ranks."""
+
+
+def _device(options: EngineOptions, rank: int) -> torch.device:
+    if options.device == "cpu":
+        return torch.device("cpu")
+    if (num_devices := torch.cuda.device_count()) < options.tp:
+        raise _DeviceError(
+            f"tensor parallelism {options.tp} on cuda needs {options.tp} GPUs, but {num_devices} are visible; "
+            "choose a smaller one, look at CUDA_VISIBLE_DEVICES, or use the device cpu."
+        )
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _connection(descriptor: int) -> Connection:
+    os.set_inheritable(descriptor, False)
+    return Connection(descriptor)
+
+
+def _set_signals() -> None:
+    """Ctrl-C and a service manager's SIGTERM reach every process at once; when ranks end is for the parent to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    # The parent asks for the stacks of a rank that hangs.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def _exit_with_parent(lifeline: int) -> None:
+    """The other end is never written to: reading returns when the parent is gone, however it went."""
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def _fail(parent: Channel[ToRank], message: str, *, is_consequence: bool = False) -> None:
+    with suppress(ChannelClosed):  # the parent is gone, and with it whoever wanted to know
+        parent.send(Failed(message=message, is_consequence=is_consequence))
+    _exit(1)
+
+
+def _exit(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"
+
+
+if __name__ == "__main__":
+    main()
