@@ -45,6 +45,7 @@ class _PatientEvents(Events):  # type: ignore[misc]
 def run_flower() -> None:
     """Serve Flower where the settings say, until SIGTERM. Raises ConfigurationError without a password."""
     server = make_flower()
+    logging.getLogger("tornado.access").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _exit)
     settings = get_settings()
     try:
