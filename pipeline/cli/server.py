@@ -25,7 +25,7 @@ def gateway(
     port: int | None = typer.Option(None, min=0, max=65535, help="Port to listen on.  [default: setting GATEWAY_PORT]"),
 ) -> None:
     """Serve the HTTP API."""
-    from pipeline.gateway.server import run_gateway
+    from pipeline.gateway.serving import run_gateway
     from pipeline.settings import get_settings
 
     settings = get_settings()

@@ -1,0 +1,199 @@
+"""Looks at everything that the service stands on, and says what to do about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from urllib.error import HTTPError
+
+from redis import Redis, RedisError
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.errors import ConfigurationError, PipelineError
+from pipeline.model_folder import resolve_model
+from pipeline.settings import PREFIX, Settings, get_settings
+from pipeline.storage import check_writable
+from pipeline.tables import Group, GroupState, ServedModel
+from pipeline.tables.migrating import revisions
+from pipeline.tables.session import connection, get_engine
+from pipeline.tokenization import Tokenizer
+
+_PACKAGES = ("torch", "celery", "kombu", "redis", "sqlalchemy", "psycopg", "fastapi", "openai", "flower")
+_HTTP_SECONDS = 3.0
+_TORCH_SECONDS = 120.0
+#: torch is not for this process to import; another one says what it finds.
+_ASK_TORCH = (
+    "import json, torch; n = torch.cuda.device_count();"
+    "print(json.dumps([torch.__version__, torch.get_num_threads(), [torch.cuda.get_device_name(i) for i in range(n)]]))"
+)
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    WARNING = "warning"  #: The service may run without it.
+    FAILED = "failed"  #: The service can't run like this.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    subject: str
+    verdict: Verdict
+    detail: str
+    #: What to do about it; empty where there is nothing to do.
+    advice: str = ""
+
+
+def examine(model: str | None = None) -> Iterator[Finding]:
+    """Every finding, as soon as there is one; those that need the settings are left out where they are wrong."""
+    yield _versions()
+    try:
+        settings = get_settings()
+    except ConfigurationError as error:
+        yield _failed("settings", str(error), "Correct the variable; docs/settings.md lists all of them.")
+        return
+    yield Finding(subject="settings", verdict=Verdict.OK, detail=f"read from {PREFIX}… variables")
+    checks: list[Callable[[Settings], Iterator[Finding]]] = [_postgresql, _redis, _storage, _gateway, _flower]
+    for check in checks:
+        yield from check(settings)
+    if model is not None:
+        yield _model(model)
+    yield _torch()
+
+
+def _versions() -> Finding:
+    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    detail = f"ryzanstein {version('ryzanstein')} on Python {platform.python_version()}; {versions}"
+    return Finding(subject="versions", verdict=Verdict.OK, detail=detail)
+
+
+def _postgresql(settings: Settings) -> Iterator[Finding]:
+    try:
+        with connection() as conn:
+            server = conn.execute(text("SHOW server_version")).scalar_one()
+        current, wanted = revisions(settings.database_url.get_secret_value())
+    except SQLAlchemyError:
+        url = get_engine().url
+        yield _failed(
+            "postgresql",
+            f"{url.host}:{url.port} does not let us in",
+            f"Start it, and check host, user and password in {PREFIX}DATABASE_URL.",
+        )
+        return
+    if current != wanted:
+        yield _failed("postgresql", f"schema {current or 'missing'}, {wanted} wanted", "Run `ryzanstein migrate`.")
+        return
+    yield Finding(subject="postgresql", verdict=Verdict.OK, detail=f"{server}, schema {current}")
+    yield from _models_and_groups()
+
+
+def _models_and_groups() -> Iterator[Finding]:
+    with connection() as conn:
+        models = conn.execute(select(ServedModel.name, ServedModel.path).order_by(ServedModel.name)).all()
+        ready = conn.execute(select(func.count()).where(Group.state == GroupState.READY)).scalar_one()
+    for name, path in models:
+        finding = _model(path)
+        yield Finding(subject=f"model {name}", verdict=finding.verdict, detail=finding.detail, advice=finding.advice)
+    if ready:
+        yield Finding(subject="groups", verdict=Verdict.OK, detail=f"{ready} ready")
+    else:
+        yield _warning("groups", "none is ready", "Start one with `ryzanstein worker MODEL`; batches wait until then.")
+
+
+def _redis(settings: Settings) -> Iterator[Finding]:
+    try:
+        with Redis.from_url(
+            settings.redis_url.get_secret_value(), socket_timeout=3, socket_connect_timeout=3
+        ) as client:
+            server = client.info("server")["redis_version"]
+            policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+    except RedisError as error:
+        yield _failed("redis", f"no answer ({type(error).__name__})", f"Start it, and check {PREFIX}REDIS_URL.")
+        return
+    if policy != "noeviction":
+        yield _warning(
+            "redis", f"{server}, evicts by {policy}", "Set maxmemory-policy to noeviction: tickets get lost."
+        )
+    else:
+        yield Finding(subject="redis", verdict=Verdict.OK, detail=str(server))
+
+
+def _storage(settings: Settings) -> Iterator[Finding]:
+    try:
+        check_writable()
+    except PipelineError as error:
+        yield _failed("storage", str(error), f"Correct that, or set {PREFIX}STORAGE_URL.")
+        return
+    yield Finding(subject="storage", verdict=Verdict.OK, detail=f"{settings.storage_url} is writable")
+
+
+def _gateway(settings: Settings) -> Iterator[Finding]:
+    url = settings.base_url.rstrip("/").removesuffix("/v1") + "/readyz"
+    if _http_status(url) == 200:
+        yield Finding(subject="gateway", verdict=Verdict.OK, detail=f"{settings.base_url} is ready")
+    else:
+        yield _warning("gateway", f"{url} does not answer", f"Start `ryzanstein gateway`, or set {PREFIX}BASE_URL.")
+
+
+def _flower(settings: Settings) -> Iterator[Finding]:
+    url = f"http://{settings.flower_host}:{settings.flower_port}/healthcheck"
+    if _http_status(url) == 200:
+        yield Finding(subject="flower", verdict=Verdict.OK, detail=f"{url} answers")
+    else:
+        yield _warning("flower", f"{url} does not answer", "Start `ryzanstein flower` to watch the queues.")
+
+
+def _model(name_or_path: str) -> Finding:
+    subject = f"model {name_or_path}"
+    try:
+        folder = resolve_model(name_or_path)
+        json.loads((folder / "config.json").read_bytes())
+        tokenizer = Tokenizer.load(folder)
+    except (PipelineError, OSError, ValueError) as error:
+        return _failed(subject, str(error), "Give the folder of a model that this machine can read.")
+    if not any(folder.glob("*.safetensors")):
+        return _warning(subject, f"{folder} has no .safetensors", "Only the echo engine can serve it.")
+    return Finding(subject=subject, verdict=Verdict.OK, detail=f"{folder}, {tokenizer.vocab_size} token ids")
+
+
+def _torch() -> Finding:
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-P", "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_TORCH_SECONDS, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return _failed("torch", last, "Install torch as constraints.txt pins it.")
+    except subprocess.TimeoutExpired:
+        return _failed("torch", f"did not load within {_TORCH_SECONDS:g} s", "Check the driver of the GPU.")
+    torch_version, threads, gpus = json.loads(asked.stdout)
+    if not gpus and any(Path("/dev").glob("nvidia[0-9]*")):
+        return _warning("torch", f"{torch_version} does not see the GPU", "Install a build of torch with CUDA.")
+    where = ", ".join(gpus) if gpus else f"no GPU, {threads} CPU threads"
+    return Finding(subject="torch", verdict=Verdict.OK, detail=f"{torch_version}, {where}")
+
+
+def _http_status(url: str) -> int | None:
+    try:
+        with urllib.request.urlopen(url, timeout=_HTTP_SECONDS) as response:  # noqa: S310  an address from the settings
+            return int(response.status)
+    except HTTPError as error:
+        return error.code
+    except (OSError, ValueError):
+        return None
+
+
+def _warning(subject: str, detail: str, advice: str) -> Finding:
+    return Finding(subject=subject, verdict=Verdict.WARNING, detail=detail, advice=advice)
+
+
+def _failed(subject: str, detail: str, advice: str) -> Finding:
+    return Finding(subject=subject, verdict=Verdict.FAILED, detail=detail, advice=advice)
