@@ -1,0 +1,197 @@
+"""Preparing a batch: intake and planning in one transaction, so that it is validating, or all there, or failed."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection, Engine, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as insert_unless_there
+from sqlalchemy.orm import Session
+
+from pipeline.celery import CONTROL_QUEUE, FINALIZE
+from pipeline.errors import PipelineError
+from pipeline.ids import new_file_id
+from pipeline.jobs import outbox
+from pipeline.jobs.intake import IntakeReport, intake
+from pipeline.jobs.planning import plan
+from pipeline.settings import Settings, get_settings
+from pipeline.storage import BlobNotFoundError, StorageError, open_blob
+from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView
+from pipeline.tables.session import connection, get_engine
+
+log = structlog.get_logger(__name__)
+
+#: Batches prepared at once in one process; preparing is work for the processor, and a sweep must find a free thread.
+_MAX_AT_ONCE: Final = 2
+#: A batch that could not be prepared so often fails. With the pauses below that is after about ten minutes.
+MAX_PREPARATIONS: Final = 8
+_LONGEST_PAUSE_SECONDS: Final = 300.0
+
+#: Of a batch's advisory lock, beside the hash of its id.
+_LOCK_CLASS: Final = 1
+
+_slots = threading.BoundedSemaphore(_MAX_AT_ONCE)
+
+_DUE = (Batch.status == BatchStatus.VALIDATING) & (func.coalesce(Batch.prepare_after, func.now()) <= func.now())
+
+
+class _OvertakenError(PipelineError):
+    """The batch was cancelled while it was being prepared."""
+
+
+def prepare_waiting(engine: Engine | None = None) -> int:
+    """Prepare every batch that waits for it, oldest first; returns how many were.
+
+    If this process is busy with as many as it may, this returns at once: whoever is at work looks again when done.
+    """
+    engine = engine or get_engine()
+    num_prepared = 0
+    # Looked at again after the slot is free: a message that came while it was taken has been dropped.
+    while _is_any_due(engine) and _slots.acquire(blocking=False):
+        try:
+            num_now = sum(prepare(batch_id, engine) is not None for batch_id in _due(engine))
+        finally:
+            _slots.release()
+        if num_now == 0:
+            break  # the others are in the hands of other processes
+        num_prepared += num_now
+    return num_prepared
+
+
+def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
+    """Prepare one batch: it is then `in_progress` or `failed`, which is returned.
+
+    None: there was nothing to do, because it is not validating (any more) or another is at it; or preparing it went
+    wrong, which is tried again a few times, with pauses, before the batch fails with `internal_error`.
+    """
+    engine = engine or get_engine()
+    settings = get_settings()
+    num_preparations = 0
+    try:
+        with engine.connect() as conn, conn.begin():
+            if not _lock(conn, batch_id):
+                return None
+            with Session(conn) as session:
+                batch = session.scalars(select(Batch).where(Batch.id == batch_id, _DUE)).one_or_none()
+            if batch is None:
+                return None
+            storage_key = conn.scalar(select(File.storage_key).where(File.id == batch.input_file_id))
+            num_preparations = _count_preparation(engine, batch_id, settings)
+            # Line by line it may well take longer than a statement of anyone else should.
+            conn.execute(text("SET LOCAL statement_timeout = '15min'"))
+            conn.execute(text("SET LOCAL idle_in_transaction_session_timeout = '15min'"))
+            status = _prepare(conn, batch, storage_key, settings)
+    except _OvertakenError:
+        return None
+    except Exception as error:  # a batch must not stay validating for ever, whatever goes wrong with it
+        log.error("batch not prepared", batch=batch_id, attempt=num_preparations, exc_info=error)
+        if num_preparations < MAX_PREPARATIONS or (given_up := _give_up(engine, batch_id, error)) is None:
+            return None
+        status = given_up
+    log.info("batch prepared", batch=batch_id, status=status.value)
+    outbox.publish_soon(engine)
+    return status
+
+
+def _prepare(conn: Connection, batch: Batch, storage_key: str | None, settings: Settings) -> BatchStatus:
+    if storage_key is None:
+        raise BlobNotFoundError("The input file has no content: it is the output of another batch.")
+    with open_blob(storage_key) as blob:
+        report = intake(conn, batch, blob, settings)
+    if report.is_accepted and report.model is not None:
+        plan(conn, batch, report.model, settings)
+        _begin(conn, batch, report)
+        return BatchStatus.IN_PROGRESS
+    if not _refuse(conn, batch.id):
+        raise _OvertakenError
+    return BatchStatus.FAILED
+
+
+def _begin(conn: Connection, batch: Batch, report: IntakeReport) -> None:
+    files = {view: new_file_id() for view in FileView}
+    conn.execute(
+        insert(File),
+        [
+            {
+                "id": file_id,
+                "tenant_id": batch.tenant_id,
+                "filename": f"{batch.id}_{view.value}.jsonl",
+                "purpose": "batch_output",
+                "num_bytes": 0,
+                "batch_id": batch.id,
+                "view": view,
+            }
+            for view, file_id in files.items()
+        ],
+    )
+    begun = conn.execute(
+        update(Batch)
+        .where(Batch.id == batch.id, Batch.status == BatchStatus.VALIDATING)
+        .values(
+            status=BatchStatus.IN_PROGRESS,
+            in_progress_at=func.clock_timestamp(),
+            model=report.model,
+            num_requests=report.num_requests,
+            num_skipped=report.num_errors,
+            output_file_id=files[FileView.OUTPUT],
+            error_file_id=files[FileView.ERROR],
+        )
+    )
+    if begun.rowcount == 0:
+        raise _OvertakenError
+    if report.num_requests == 0:
+        outbox.add(conn, queue=CONTROL_QUEUE, task=FINALIZE, args=[batch.id])
+
+
+def _refuse(conn: Connection, batch_id: str) -> bool:
+    """False if the batch was cancelled first."""
+    refused = conn.execute(
+        update(Batch)
+        .where(Batch.id == batch_id, Batch.status == BatchStatus.VALIDATING)
+        .values(status=BatchStatus.FAILED, failed_at=func.clock_timestamp())
+    )
+    return refused.rowcount > 0
+
+
+def _give_up(engine: Engine, batch_id: str, error: Exception) -> BatchStatus | None:
+    # The log has the error itself; its text may name what is none of a tenant's business.
+    what = "The input file could not be read" if isinstance(error, StorageError) else "The batch could not be prepared"
+    message = f"{what}, in {MAX_PREPARATIONS} tries. This is no fault of the file: tell the operator, then try again."
+    with connection(engine) as conn:
+        conn.execute(
+            insert_unless_there(BatchError)
+            .values(batch_id=batch_id, line=0, code="internal_error", message=message)
+            .on_conflict_do_nothing()
+        )
+        return BatchStatus.FAILED if _refuse(conn, batch_id) else None
+
+
+def _lock(conn: Connection, batch_id: str) -> bool:
+    """Until the end of the transaction; False if another has it."""
+    return bool(conn.scalar(select(func.pg_try_advisory_xact_lock(_LOCK_CLASS, func.hashtext(batch_id)))))
+
+
+def _count_preparation(engine: Engine, batch_id: str, settings: Settings) -> int:
+    """In a transaction of its own, so that it stays counted if this process does not live to see the end of it."""
+    pause = func.least(settings.sweep_seconds * func.power(2, Batch.num_preparations), _LONGEST_PAUSE_SECONDS)
+    with connection(engine) as conn:
+        return conn.execute(
+            update(Batch)
+            .where(Batch.id == batch_id)
+            .values(
+                num_preparations=Batch.num_preparations + 1,
+                prepare_after=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, pause),
+            )
+            .returning(Batch.num_preparations)
+        ).scalar_one()
+
+
+def _is_any_due(engine: Engine) -> bool:
+    return bool(_due(engine, limit=1))
+
+
+def _due(engine: Engine, limit: int = 100) -> list[str]:
+    with connection(engine) as conn:
+        return list(conn.scalars(select(Batch.id).where(_DUE).order_by(Batch.created_at).limit(limit)))
