@@ -5,11 +5,13 @@ PostgreSQL is the queue; a message in Redis is only a hint that there is work. I
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from celery import Celery, signals
 from kombu.entity import Queue
+from kombu.exceptions import OperationalError
+from redis import RedisError
 
 from pipeline.settings import get_settings
 
@@ -40,6 +42,18 @@ TRANSPORT_OPTIONS: Final[dict[str, Any]] = {
     "priority_steps": [0],  # one list per queue: order, fairness and deadlines are decided in SQL
 }
 
+#: For whoever asks Redis on the side: waits less than a worker, and does not try again by itself.
+PROMPT_OPTIONS: Final[dict[str, Any]] = {
+    "socket_timeout": 2,
+    "socket_connect_timeout": 2,
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_step": 0,
+}
+
+#: That Redis is down, hangs, is full or read-only.
+BROKER_ERRORS: Final = (OperationalError, RedisError, OSError)
+
 
 def generate_queue(model: str) -> str:
     """Name of the queue that holds the tickets of `model`."""
@@ -49,6 +63,14 @@ def generate_queue(model: str) -> str:
 def queue(name: str) -> Queue:
     """A queue as the app declares it. Pass this, not the name: models come and go, so no setting can list them."""
     return Queue(name, routing_key=name)  # type: ignore[no-untyped-call]
+
+
+def queue_lengths(names: Iterable[str]) -> dict[str, int]:
+    """How many messages wait in each queue. Raises what kombu and redis raise; see `BROKER_ERRORS`."""
+    url = get_settings().redis_url.get_secret_value()
+    with app.connection_for_read(url, transport_options=PROMPT_OPTIONS, connect_timeout=2) as connection:
+        channel = connection.default_channel
+        return {name: int(channel._size(name)) for name in names}
 
 
 def describe_args(task: str, args: Sequence[Any]) -> str:

@@ -100,6 +100,13 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_files_batch_id"), "files", ["batch_id"], unique=False)
     op.create_index("ix_files_tenant_id_created_at", "files", ["tenant_id", "created_at"], unique=False)
+    op.create_index(
+        "ix_files_expiring",
+        "files",
+        ["expires_at"],
+        unique=False,
+        postgresql_where="deleted_at IS NULL AND expires_at IS NOT NULL",
+    )
     op.create_table(
         "groups",
         sa.Column("id", sa.Text(), nullable=False),
@@ -457,6 +464,7 @@ def downgrade() -> None:
     op.drop_index("uq_ledger_accounts", table_name="ledger_accounts", postgresql_nulls_not_distinct=True)
     op.drop_table("ledger_accounts")
     op.drop_table("groups")
+    op.drop_index("ix_files_expiring", table_name="files")
     op.drop_index("ix_files_tenant_id_created_at", table_name="files")
     op.drop_index(op.f("ix_files_batch_id"), table_name="files")
     op.drop_table("files")

@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import structlog
-from kombu.exceptions import OperationalError
-from redis import RedisError
 from sqlalchemy import Connection, Engine, delete, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from pipeline.celery import GENERATE, app, describe_args, generate_queue, queue
+from pipeline.celery import BROKER_ERRORS, GENERATE, PROMPT_OPTIONS, app, describe_args, generate_queue, queue
 from pipeline.settings import get_settings
 from pipeline.tables import OutboxMessage
 from pipeline.tables.session import get_engine
@@ -29,15 +27,6 @@ log = structlog.get_logger(__name__)
 _PAGE: Final = 100
 #: Messages that one call publishes at most, so that a flood does not occupy its thread for ever.
 _MAX_MESSAGES: Final = 5_000
-
-#: A publisher waits less than a consumer: it tries once, and the relay tries again.
-_PUBLISH_OPTIONS: Final[dict[str, Any]] = {
-    "socket_timeout": 2,
-    "socket_connect_timeout": 2,
-    "max_retries": 1,
-    "interval_start": 0,
-    "interval_step": 0,
-}
 
 
 def add(conn: Session | Connection, *, queue: str, task: str, args: Sequence[Any], copies: int = 1) -> None:
@@ -80,7 +69,7 @@ class _Publisher:
                         add_to_parent=False,
                     )
                     sent.append(message.id)
-            except (OperationalError, OSError, RedisError) as error:
+            except BROKER_ERRORS as error:
                 self._close()
                 if not self._is_down:
                     log.warning("Redis takes no messages; the relay goes on trying", reason=summarize_error(error))
@@ -96,7 +85,7 @@ class _Publisher:
         if self._connection is None or url != self._url:
             self._close()
             self._url = url
-            self._connection = app.connection_for_write(url, transport_options=_PUBLISH_OPTIONS, connect_timeout=2)
+            self._connection = app.connection_for_write(url, transport_options=PROMPT_OPTIONS, connect_timeout=2)
         return self._connection
 
     def _close(self) -> None:

@@ -23,6 +23,7 @@ class File(Base):
         CheckConstraint("(storage_key IS NULL) = (view IS NOT NULL)", name="blob_or_view"),
         CheckConstraint("(batch_id IS NULL) = (view IS NULL)", name="view_has_batch"),
         Index("ix_files_tenant_id_created_at", "tenant_id", "created_at"),
+        Index("ix_files_expiring", "expires_at", postgresql_where="deleted_at IS NULL AND expires_at IS NOT NULL"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
