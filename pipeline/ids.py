@@ -18,3 +18,8 @@ def new_file_id() -> str:
 def request_public_id(request_id: int) -> str:
     """The `id` of an output line, derived from the row, so that it is the same however often the line is read."""
     return f"batch_req_{request_id:032x}"
+
+
+def answer_id(prefix: str, request_id: int) -> str:
+    """The `id` of an answer, `chatcmpl-…` or `cmpl-…`, derived from the row for the same reason."""
+    return f"{prefix}-{request_id:032x}"
