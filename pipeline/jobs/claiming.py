@@ -1,0 +1,205 @@
+"""Claims on slices and their leases: who works on what, by the database's clock alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import msgspec
+from sqlalchemy import Connection, text
+
+from pipeline.jobs import outbox
+from pipeline.schemas.generation import GenerationParams
+from pipeline.tables.requests import OutcomeKind
+from pipeline.tables.slices import AttemptEnd
+from pipeline.tokenization import unpack_token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedSlice:
+    """A slice with a lease on it, and what is the same for all of its requests."""
+
+    id: int
+    lease_epoch: int
+    group_id: str
+    batch_id: str
+    position: int
+    deadline: datetime
+    tenant_id: str
+    api_key_id: str
+    model: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """A request that has no outcome yet."""
+
+    id: int
+    custom_id: str
+    prompt_token_ids: list[int]
+    params: GenerationParams
+    num_crash_exposures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What became of the leases that a group tried to renew."""
+
+    #: Slices that are still the group's.
+    held: frozenset[int]
+    #: Of these, slices whose batch ends early, and the outcome of their requests.
+    ending: Mapping[int, OutcomeKind]
+
+
+_PARAMS: Final = msgspec.json.Decoder(GenerationParams)
+
+# Of the slices that wait: those of the tenant who has the fewest at work; then the nearest deadline; then the one
+# that goes on where this group is; then the oldest. A slice that another group is just claiming is passed over.
+_CLAIM: Final = text("""
+    WITH at_work AS (
+        SELECT tenant_id, count(*) AS num_slices FROM slices
+        WHERE status = 'claimed' AND model = :model GROUP BY tenant_id
+    ), best AS (
+        SELECT s.id, b.api_key_id, b.endpoint
+        FROM slices s JOIN batches b ON b.id = s.batch_id LEFT JOIN at_work ON at_work.tenant_id = s.tenant_id
+        WHERE s.model = :model AND s.status = 'pending' AND b.status = 'in_progress' AND b.expires_at > now()
+        ORDER BY coalesce(at_work.num_slices, 0), s.deadline,
+                 (s.batch_id = :last_batch_id AND s.position = :next_position) DESC, s.id
+        LIMIT 1 FOR UPDATE OF s SKIP LOCKED
+    ), claimed AS (
+        UPDATE slices s
+        SET status = 'claimed', lease_epoch = lease_epoch + 1, group_id = :group_id,
+            lease_expires_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+        FROM best WHERE s.id = best.id
+        RETURNING s.id, s.lease_epoch, s.batch_id, s.position, s.deadline, s.tenant_id, best.api_key_id, best.endpoint
+    ), attempt AS (
+        INSERT INTO attempts (slice_id, lease_epoch, batch_id, group_id)
+        SELECT id, lease_epoch, batch_id, :group_id FROM claimed
+    )
+    SELECT * FROM claimed
+""")
+
+_REQUESTS: Final = text("""
+    SELECT id, custom_id, prompt_token_ids, params::text, num_crash_exposures FROM requests
+    WHERE slice_id = :slice_id AND outcome IS NULL ORDER BY id
+""")
+
+# Locks in the order of ids, as recording does, so that the two never wait for each other.
+_RENEW: Final = text("""
+    WITH mine AS (
+        SELECT s.id FROM slices s JOIN unnest(CAST(:ids AS bigint[]), CAST(:epochs AS bigint[])) AS held (id, epoch)
+            ON s.id = held.id AND s.lease_epoch = held.epoch
+        WHERE s.group_id = :group_id AND s.status = 'claimed' ORDER BY s.id FOR NO KEY UPDATE OF s
+    )
+    UPDATE slices s SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+    FROM mine, batches b WHERE s.id = mine.id AND b.id = s.batch_id
+    RETURNING s.id, b.status, b.expires_at <= clock_timestamp()
+""")
+
+_RETURN: Final = text("""
+    WITH returned AS (
+        UPDATE slices SET status = 'pending', lease_expires_at = NULL
+        WHERE id = :id AND lease_epoch = :epoch AND group_id = :group_id AND status = 'claimed'
+        RETURNING id, lease_epoch
+    )
+    UPDATE attempts a SET ended_at = clock_timestamp(), "end" = :end, num_wasted_tokens = num_wasted_tokens + :wasted
+    FROM returned WHERE a.slice_id = returned.id AND a.lease_epoch = returned.lease_epoch
+""")
+
+
+def claim_slice(
+    conn: Connection, *, model: str, group_id: str, lease_seconds: float, last_slice: ClaimedSlice | None = None
+) -> ClaimedSlice | None:
+    """Claim the best pending slice of `model`, if there is one. `last_slice` is what this group claimed before."""
+    row = conn.execute(
+        _CLAIM,
+        {
+            "model": model,
+            "group_id": group_id,
+            "lease_seconds": lease_seconds,
+            "last_batch_id": last_slice.batch_id if last_slice else "",
+            "next_position": last_slice.position + 1 if last_slice else 0,
+        },
+    ).one_or_none()
+    if row is None:
+        return None
+    return ClaimedSlice(
+        id=row.id,
+        lease_epoch=row.lease_epoch,
+        group_id=group_id,
+        batch_id=row.batch_id,
+        position=row.position,
+        deadline=row.deadline,
+        tenant_id=row.tenant_id,
+        api_key_id=row.api_key_id,
+        model=model,
+        endpoint=row.endpoint,
+    )
+
+
+def load_requests(conn: Connection, claimed: ClaimedSlice) -> list[PlannedRequest]:
+    """The requests of a slice that have no outcome, in planned order."""
+    rows = conn.execute(_REQUESTS, {"slice_id": claimed.id})
+    return [
+        PlannedRequest(row_id, custom_id, unpack_token_ids(packed), _PARAMS.decode(params), num_exposures)
+        for row_id, custom_id, packed, params, num_exposures in rows
+    ]
+
+
+def renew_leases(conn: Connection, group_id: str, held: Sequence[ClaimedSlice], lease_seconds: float) -> Renewal:
+    """Renew the leases of `held`. A slice that is not in the answer was lost: nothing can be written for it."""
+    if not held:
+        return Renewal(frozenset(), {})
+    rows = conn.execute(
+        _RENEW,
+        {
+            "ids": [claimed.id for claimed in held],
+            "epochs": [claimed.lease_epoch for claimed in held],
+            "group_id": group_id,
+            "lease_seconds": lease_seconds,
+        },
+    ).all()
+    ending = {}
+    for slice_id, status, is_past_window in rows:
+        if status == "cancelling":
+            ending[slice_id] = OutcomeKind.CANCELLED
+        elif is_past_window:
+            ending[slice_id] = OutcomeKind.EXPIRED
+    return Renewal(frozenset(row[0] for row in rows), ending)
+
+
+def return_slice(conn: Connection, claimed: ClaimedSlice, num_wasted_tokens: int = 0) -> bool:
+    """Give a slice back: pending again, with a ticket. False where it was no longer this group's.
+
+    Tokens that were computed for requests without an outcome are waste of the attempt. Call `outbox.publish_soon`
+    after the commit.
+    """
+    returned = conn.execute(
+        _RETURN,
+        {
+            "id": claimed.id,
+            "epoch": claimed.lease_epoch,
+            "group_id": claimed.group_id,
+            "end": AttemptEnd.RETURNED.value,
+            "wasted": num_wasted_tokens,
+        },
+    )
+    if returned.rowcount == 0:
+        return False
+    outbox.add_tickets(conn, claimed.model, 1)
+    return True
+
+
+def count_crash_exposures(conn: Connection, request_ids: Iterable[int]) -> dict[int, int]:
+    """Note that an engine crashed with these requests in it; returns how often that has happened to each."""
+    rows = conn.execute(
+        text(
+            "UPDATE requests SET num_crash_exposures = num_crash_exposures + 1"
+            " WHERE id = ANY(:ids) AND outcome IS NULL RETURNING id, num_crash_exposures"
+        ),
+        {"ids": sorted(request_ids)},
+    )
+    return dict(rows.tuples().all())
