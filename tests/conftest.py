@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,18 @@ for name in [name for name in os.environ if name.startswith(PREFIX)]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+def servers_folder() -> Iterator[Path]:
+    """Not below pytest's own folder: each run that starts takes the others' right to enter that one away, and as root
+    PostgreSQL runs as another user."""
+    with tempfile.TemporaryDirectory(prefix="ryzanstein-tests-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(servers_folder: Path) -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL server for the whole run, with a migrated database `template` to copy from."""
-    folder = tmp_path_factory.mktemp("postgres")
+    folder = servers_folder / "postgres"
+    folder.mkdir()
     server = EmbeddedPostgres(folder / "data", new_password(), folder / "postgres.log", fsync=False)
     server.start()
     migrate(server.create_database("template"))
@@ -33,8 +43,9 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    folder = tmp_path_factory.mktemp("redis")
+def redis_server(servers_folder: Path) -> Iterator[EmbeddedRedis]:
+    folder = servers_folder / "redis"
+    folder.mkdir()
     server = EmbeddedRedis(folder / "data", new_password(), folder / "redis.log")
     server.start()
     yield server
