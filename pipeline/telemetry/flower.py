@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -28,8 +29,16 @@ _MAX_TASKS = 10_000
 _LISTEN_AGAIN = 2.0
 
 
-class _PatientEvents(Events):  # type: ignore[misc]
-    """Flower's listener doubles its wait at every failure, without a limit: after an outage it stays deaf for long."""
+class _Events(Events):  # type: ignore[misc]
+    """Flower's listener, made to last.
+
+    Flower doubles its wait at every failure, without a limit: after an outage it would stay deaf for long. And it asks
+    for workers and their queues at its start alone: a worker that comes later would have no queue.
+    """
+
+    def __init__(self, *args: Any, on_worker: Callable[[str, bool], None], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._on_worker = on_worker
 
     def run(self) -> None:
         while True:
@@ -40,6 +49,11 @@ class _PatientEvents(Events):  # type: ignore[misc]
             except Exception as error:  # noqa: BLE001  whatever it was, the next try is the remedy
                 log.warning("Redis can't be listened to (%s); next try in %g s", type(error).__name__, _LISTEN_AGAIN)
                 time.sleep(_LISTEN_AGAIN)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        super().on_event(event)
+        if event["type"].startswith("worker-"):
+            self.io_loop.add_callback(self._on_worker, event["hostname"], event["type"] == "worker-online")
 
 
 def run_flower() -> None:
@@ -80,8 +94,15 @@ def make_flower() -> Flower:
     for name, value in chosen.items():
         setattr(options, name, value)
     server = Flower(capp=app, options=options, **tornado_settings)
-    server.events = _PatientEvents(
+
+    def inspect(worker: str, is_new: bool) -> None:
+        # It announces itself before it listens, so that the first question may stay unanswered.
+        if is_new or "active_queues" not in server.workers.get(worker, {}):
+            server.update_workers(worker)
+
+    server.events = _Events(
         app,
+        on_worker=inspect,
         io_loop=server.io_loop,
         max_workers_in_memory=options.max_workers,
         max_tasks_in_memory=options.max_tasks,
