@@ -5,10 +5,14 @@ PostgreSQL is the queue; a message in Redis is only a hint that there is work. I
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from celery import Celery, signals
+from celery.app.amqp import AMQP
+from celery.exceptions import CPendingDeprecationWarning
+from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from redis import RedisError
@@ -109,18 +113,33 @@ def _configuration() -> dict[str, Any]:
             "sweep": {
                 "task": SWEEP,
                 "schedule": settings.sweep_seconds,
-                "options": {"expires": settings.sweep_seconds},
+                "options": {"expires": settings.sweep_seconds, "retry": False},
             },
             "relay": {
                 "task": RELAY,
                 "schedule": settings.relay_seconds,
-                "options": {"expires": max(1.0, settings.relay_seconds)},
+                "options": {"expires": max(1.0, settings.relay_seconds), "retry": False},
             },
         },
     }
 
 
-app = Celery("ryzanstein", include=["pipeline.jobs.tasks"], set_as_current=True)
+class _Connection(Connection):
+    """Kombu's waits longer from try to try, up to 30 s, in which a worker takes nothing from a Redis that is back."""
+
+    def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("interval_step", 0)  # from the first pause of 2 s
+        return super()._ensure_connection(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class _AMQP(AMQP):  # type: ignore[misc]
+    Connection = _Connection
+
+
+# At every lost connection it recommends what the settings above decide against.
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+
+app = Celery("ryzanstein", amqp=_AMQP, include=["pipeline.jobs.tasks"], set_as_current=True)
 # Read when first needed, so that importing this module needs no settings.
 app.add_defaults(_configuration)
 

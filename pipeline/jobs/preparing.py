@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection, Engine, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as insert_unless_there
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from pipeline.celery import CONTROL_QUEUE, FINALIZE
@@ -20,6 +21,7 @@ from pipeline.settings import Settings, get_settings
 from pipeline.storage import BlobNotFoundError, StorageError, open_blob
 from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView
 from pipeline.tables.session import connection, get_engine
+from pipeline.telemetry.logs import summarize_error
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +88,14 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
     except _OvertakenError:
         return None
     except Exception as error:  # a batch must not stay validating for ever, whatever goes wrong with it
-        log.error("batch not prepared", batch=batch_id, attempt=num_preparations, exc_info=error)
+        is_expected = isinstance(error, StorageError | DBAPIError)
+        log.error(
+            "batch not prepared",
+            batch=batch_id,
+            attempt=num_preparations,
+            reason=summarize_error(error),
+            exc_info=None if is_expected else error,
+        )
         if num_preparations < MAX_PREPARATIONS or (given_up := _give_up(engine, batch_id, error)) is None:
             return None
         status = given_up

@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 from sqlalchemy import Connection, Engine, exists, func, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from pipeline import storage
 from pipeline.celery import BROKER_ERRORS, CONTROL_QUEUE, PREPARE, generate_queue, queue_lengths
@@ -18,7 +19,7 @@ from pipeline.jobs import outbox
 from pipeline.jobs.ending import end_slices, end_waiting_requests
 from pipeline.jobs.finalizing import finalize
 from pipeline.settings import get_settings
-from pipeline.tables import Batch, BatchStatus, File, Group, GroupState, OutcomeKind
+from pipeline.tables import Batch, BatchStatus, File, Group, GroupState, OutboxMessage, OutcomeKind
 from pipeline.tables.session import connection, get_engine
 from pipeline.telemetry.logs import summarize_error
 
@@ -49,6 +50,8 @@ def sweep(engine: Engine | None = None) -> dict[str, int]:
         for name, part in _PARTS.items():
             try:
                 done[name] = part(engine)
+            except DBAPIError as error:
+                log.warning("part of a sweep failed", part=name, reason=summarize_error(error))
             except Exception as error:  # whatever ails one part, leases must go on being swept
                 log.error("part of a sweep failed", part=name, exc_info=error)
     done = {name: count for name, count in done.items() if count > 0}
@@ -130,7 +133,13 @@ def prepare_forgotten(engine: Engine) -> int:
     """Batches whose message was lost, or that are to be tried again. One message is enough: it prepares all."""
     grace = timedelta(seconds=get_settings().sweep_seconds)
     is_due = func.coalesce(Batch.prepare_after, Batch.created_at + grace) <= func.now()
-    query = select(Batch.id).where(Batch.status == BatchStatus.VALIDATING, is_due).order_by(Batch.created_at).limit(1)
+    is_on_its_way = exists().where(OutboxMessage.task == PREPARE)
+    query = (
+        select(Batch.id)
+        .where(Batch.status == BatchStatus.VALIDATING, is_due, ~is_on_its_way)
+        .order_by(Batch.created_at)
+        .limit(1)
+    )
     with connection(engine) as conn:
         batch_id = conn.scalar(query)
         if batch_id is None:
@@ -156,7 +165,7 @@ def add_missing_tickets(engine: Engine) -> int:
         try:
             published = queue_lengths(map(generate_queue, pending))
         except BROKER_ERRORS as error:
-            log.warning("Redis can't be asked for its tickets", reason=summarize_error(error))
+            log.debug("Redis can't be asked for its tickets", reason=summarize_error(error))
             return 0
         return sum(
             _add_tickets(conn, model, num_slices - published[queue] - unpublished.get(queue, 0))

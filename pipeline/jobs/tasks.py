@@ -2,35 +2,69 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
 from pipeline.celery import CANCEL, FINALIZE, PREPARE, RELAY, SWEEP, app
+from pipeline.errors import PipelineError
 from pipeline.jobs import cancelling, finalizing, outbox, preparing, sweeping
+from pipeline.telemetry.logs import summarize_error
+
+log = structlog.get_logger(__name__)
 
 
-@app.task(name=PREPARE)  # type: ignore[untyped-decorator]
-def prepare(batch_id: str) -> dict[str, int]:
+class ControlTaskError(PipelineError):
+    """A control task failed; the log of the control worker says why."""
+
+
+def _task(name: str) -> Callable[[Callable[..., dict[str, Any]]], Any]:
+    """A task whose errors are in our log alone: events carry an error's text to whoever watches, and repeat it."""
+
+    def register(function: Callable[..., dict[str, Any]]) -> Any:
+        @functools.wraps(function)
+        def run(*args: str) -> dict[str, Any]:
+            try:
+                return function(*args)
+            except DBAPIError as error:  # PostgreSQL is away or overloaded: the next sweep begins again
+                log.warning("task failed", task=name, args=args, reason=summarize_error(error))
+            except Exception as error:  # told apart from the above by its traceback
+                log.error("task failed", task=name, args=args, exc_info=error)
+            raise ControlTaskError
+
+        return app.task(name=name, throws=(ControlTaskError,))(run)
+
+    return register
+
+
+@_task(PREPARE)
+def prepare(batch_id: str) -> dict[str, Any]:
     """Intake and planning of this batch, and of every other that waits for it."""
     return {"batches": preparing.prepare_waiting()}
 
 
-@app.task(name=CANCEL)  # type: ignore[untyped-decorator]
-def cancel(batch_id: str) -> dict[str, int]:
+@_task(CANCEL)
+def cancel(batch_id: str) -> dict[str, Any]:
     """The waiting requests of a batch that is cancelling."""
     return {"requests": cancelling.end_cancelled(batch_id)}
 
 
-@app.task(name=FINALIZE)  # type: ignore[untyped-decorator]
-def finalize(batch_id: str) -> dict[str, str | None]:
+@_task(FINALIZE)
+def finalize(batch_id: str) -> dict[str, Any]:
     """Close a batch of which every request has an outcome."""
     return {"status": finalizing.finalize(batch_id)}
 
 
-@app.task(name=SWEEP)  # type: ignore[untyped-decorator]
-def sweep() -> dict[str, int]:
+@_task(SWEEP)
+def sweep() -> dict[str, Any]:
     """Set right what a lost message, a dead group or the clock has left."""
     return sweeping.sweep()
 
 
-@app.task(name=RELAY)  # type: ignore[untyped-decorator]
-def relay() -> dict[str, int]:
+@_task(RELAY)
+def relay() -> dict[str, Any]:
     """Publish what direct publishing missed."""
     return {"messages": outbox.publish()}
