@@ -1,0 +1,200 @@
+"""Ranks that die, hang or are stopped, and parents that are gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from model_folders import random_llama
+from running_engines import (
+    answer,
+    is_gone,
+    make_request,
+    rank_children,
+    take,
+    wait_for_state,
+    wait_until,
+    wait_until_gone,
+)
+
+from workers.backends import native, ranks
+from workers.backends.native import EngineOptions, NativeEngine
+from workers.backends.protocol import EngineState, OutcomeStatus
+
+PROMPT = list(range(10, 30))
+#: More tokens than an engine generates before a test gets to it.
+LONG = 8_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_llama(tmp_path_factory.mktemp("model"), context_length=16_384)
+
+
+@pytest.fixture
+def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., NativeEngine]]:
+    monkeypatch.setattr(native, "FIRST_BACKOFF_SECONDS", 0.01)
+    engines: list[NativeEngine] = []
+
+    def start(**options: object) -> NativeEngine:
+        options = {"tp": 2, "kv_cache_tokens": 40_000, "step_seconds": 60.0, **options}
+        engines.append(NativeEngine(EngineOptions(model_path=str(folder), **options)))  # type: ignore[arg-type]
+        engines[-1].start()
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.stop()
+    assert rank_children() == []
+
+
+def submit_and_wait_until_it_runs(engine: NativeEngine, *ids: str) -> None:
+    for request_id in ids:
+        engine.submit(make_request(request_id, PROMPT, max_tokens=LONG))
+    wait_until(lambda: engine.load().num_running == len(ids), "the requests to run")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_replaced_and_what_ran_is_reported_as_crashed(
+    start: Callable[..., NativeEngine], rank: int
+) -> None:
+    engine = start()
+    before = engine.health().rank_pids
+    submit_and_wait_until_it_runs(engine, "a", "b")
+    os.kill(before[rank], signal.SIGKILL)
+    outcomes = take(engine, 2)
+    assert {outcome.status for outcome in outcomes.values()} == {OutcomeStatus.CRASHED}
+    assert "SIGKILL" in (outcomes["a"].error_message or "")
+    wait_for_state(engine, EngineState.READY)
+    wait_until_gone(before)
+    health = engine.health()
+    assert health.num_restarts == 1
+    assert set(health.rank_pids).isdisjoint(before)
+    assert answer(engine, make_request("next", PROMPT))["next"].status is OutcomeStatus.FINISHED
+    assert engine.health().num_steps > health.num_steps, "the counter of steps goes on"
+
+
+def test_what_had_not_begun_to_run_is_no_suspect_and_runs_afterwards(start: Callable[..., NativeEngine]) -> None:
+    engine = start(max_num_sequences=1)
+    submit_and_wait_until_it_runs(engine, "running")
+    engine.submit(make_request("waiting", PROMPT))
+    engine.submit(make_request("aborted", PROMPT))
+    os.kill(engine.health().rank_pids[1], signal.SIGKILL)
+    wait_until(lambda: engine.health().state is not EngineState.READY, "the crash to be noticed")
+    engine.abort(["aborted"])
+    engine.submit(make_request("late", PROMPT))
+    statuses = {request_id: outcome.status for request_id, outcome in take(engine, 4).items()}
+    assert statuses == {
+        "running": OutcomeStatus.CRASHED,
+        "aborted": OutcomeStatus.ABORTED,
+        "waiting": OutcomeStatus.FINISHED,
+        "late": OutcomeStatus.FINISHED,
+    }
+
+
+def test_a_stopped_rank_is_noticed_long_before_the_step_deadline(start: Callable[..., NativeEngine]) -> None:
+    engine = start(step_seconds=10_000.0)
+    submit_and_wait_until_it_runs(engine, "a")
+    os.kill(engine.health().rank_pids[1], signal.SIGSTOP)
+    outcome = take(engine, 1)["a"]
+    assert outcome.status is OutcomeStatus.CRASHED
+    assert "stopped" in (outcome.error_message or "")
+    wait_for_state(engine, EngineState.READY)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_is_noticed_by_the_step_deadline(
+    start: Callable[..., NativeEngine], monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    monkeypatch.setattr(ranks, "_is_stopped", lambda pid: False)
+    engine = start(step_seconds=3.0)
+    submit_and_wait_until_it_runs(engine, "a")
+    before = engine.health().rank_pids
+    os.kill(before[rank], signal.SIGSTOP)
+    outcome = take(engine, 1)["a"]
+    assert outcome.status is OutcomeStatus.CRASHED
+    assert "no step ended within 3 seconds" in (outcome.error_message or "")
+    wait_until_gone(before)
+    wait_for_state(engine, EngineState.READY)
+
+
+def test_an_engine_that_keeps_crashing_takes_nothing_more(start: Callable[..., NativeEngine]) -> None:
+    engine = start(tp=1, max_crashes=2)
+    for _ in range(2):
+        wait_for_state(engine, EngineState.READY)
+        submit_and_wait_until_it_runs(engine, "a")
+        os.kill(engine.health().rank_pids[0], signal.SIGKILL)
+        assert take(engine, 1)["a"].status is OutcomeStatus.CRASHED
+    wait_for_state(engine, EngineState.DEGRADED)
+    health = engine.health()
+    assert "2 crashes within 600 seconds" in (health.reason or "")
+    assert health.rank_pids == []
+    assert answer(engine, make_request("r", PROMPT))["r"].status is OutcomeStatus.CRASHED
+
+
+def test_a_model_that_is_gone_at_a_restart_counts_as_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "FIRST_BACKOFF_SECONDS", 0.01)
+    model = random_llama(tmp_path)
+    engine = NativeEngine(EngineOptions(model_path=str(model), max_crashes=2))
+    engine.start()
+    try:
+        (model / "model.safetensors").unlink()
+        os.kill(engine.health().rank_pids[0], signal.SIGKILL)
+        wait_for_state(engine, EngineState.DEGRADED)
+        assert "safetensors" in (engine.health().reason or "")
+    finally:
+        engine.stop()
+
+
+def test_a_stop_in_the_middle_reports_what_ran_and_leaves_no_process(start: Callable[..., NativeEngine]) -> None:
+    engine = start()
+    pids = engine.health().rank_pids
+    submit_and_wait_until_it_runs(engine, "a")
+    engine.stop()
+    assert all(is_gone(pid) for pid in pids)
+    assert take(engine, 1)["a"].status is OutcomeStatus.CRASHED
+    assert engine.health().state is EngineState.STOPPED
+
+
+def test_ranks_are_out_of_reach_of_the_terminal_and_of_a_service_managers_sigterm(
+    start: Callable[..., NativeEngine],
+) -> None:
+    engine = start()
+    for pid in engine.health().rank_pids:
+        assert os.getsid(pid) == pid
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    assert answer(engine, make_request("r", PROMPT))["r"].status is OutcomeStatus.FINISHED
+    assert engine.health().num_restarts == 0
+
+
+PARENT = """
+import sys
+from workers.backends.native import EngineOptions, NativeEngine
+from workers.backends.protocol import EngineRequest
+from pipeline.schemas.generation import GenerationParams
+engine = NativeEngine(EngineOptions(model_path=sys.argv[1], tp=2, kv_cache_tokens=40000))
+engine.start()
+params = GenerationParams(max_tokens=8000, ignore_eos=True)
+engine.submit(EngineRequest(id="r", prompt_token_ids=[3, 4], params=params, seed=0))
+print(*engine.health().rank_pids, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_ranks_end_with_a_parent_that_is_killed(folder: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(psutil.pid_exists(pid) for pid in pids)
+        parent.kill()
+        wait_until_gone(pids)
