@@ -1,0 +1,121 @@
+"""compose.yaml against the command line and the settings that it relies on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from pipeline.cli import app
+from pipeline.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[3]
+#: `${NAME}`, `${NAME:-default}`, `${NAME:?error}`
+_VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+
+
+def expand(value: str) -> str:
+    """A value as compose hands it on, with `1` for variables that must be set."""
+    return _VARIABLE.sub(lambda found: found[3] if found[2] == "-" else "1", value).replace("$$", "$")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def services(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = compose["services"]
+    return found
+
+
+def check_command(argv: list[str]) -> None:
+    """Raise if the command line would refuse these arguments."""
+    assert argv[0] == "ryzanstein"
+    root = typer.main.get_command(app)
+    context = root.make_context("ryzanstein", list(argv[1:]), resilient_parsing=False)
+    name, command, rest = root.resolve_command(context, list(argv[1:]))  # type: ignore[attr-defined]
+    command.make_context(name, rest, parent=context)
+
+
+def our_commands() -> list[list[str]]:
+    text = (ROOT / "compose.yaml").read_text()
+    lists = re.findall(r"command: (\[\"ryzanstein\".*\])", text)
+    return [[expand(word) for word in yaml.safe_load(found)] for found in lists]
+
+
+def test_every_process_of_the_service_is_there(services: dict[str, dict[str, Any]]) -> None:
+    assert set(services) == {"postgres", "redis", "migrate", "gateway", "control", "worker", "flower"}
+
+
+@pytest.mark.parametrize("argv", our_commands(), ids=" ".join)
+def test_the_command_line_takes_every_command(argv: list[str]) -> None:
+    check_command(argv)
+
+
+def test_the_commented_cpu_variant_is_checked_too() -> None:
+    assert [argv for argv in our_commands() if "cpu" in argv]
+
+
+def test_a_wrong_command_would_be_noticed() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        check_command(["ryzanstein", "gateway", "--prot", "8000"])
+    with pytest.raises(Exception, match="No such command"):
+        check_command(["ryzanstein", "gatway"])
+
+
+def test_every_variable_is_a_setting(services: dict[str, dict[str, Any]]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    used = {name for service in services.values() for name in service.get("environment", {}) if name.startswith(PREFIX)}
+
+    assert used <= known
+
+
+def test_no_secret_is_in_the_file(services: dict[str, dict[str, Any]]) -> None:
+    for service in services.values():
+        for name, value in service.get("environment", {}).items():
+            if "PASSWORD" in name or "AUTH" in name or "KEY" in name:
+                assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
+            for password in re.findall(r"://\w*:([^@]*)@", value):
+                assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", password), name
+    for line in (ROOT / ".env.example").read_text().splitlines():
+        if "PASSWORD" in line and not line.startswith("#"):
+            assert line.endswith("="), line
+
+
+def test_every_variable_that_must_be_set_is_in_the_example(compose: dict[str, Any]) -> None:
+    text = (ROOT / "compose.yaml").read_text()
+    example = (ROOT / ".env.example").read_text()
+
+    for name in {found[1] for found in _VARIABLE.finditer(text) if found[2] == "?"}:
+        assert re.search(rf"^{name}=", example, re.MULTILINE), name
+
+
+def test_whatever_runs_on_is_watched_and_restarted(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        if name == "migrate":
+            continue
+        assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
+        assert service["restart"] == "unless-stopped", name
+
+
+def test_volumes_are_declared_and_shared_where_they_must_be(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    mounts = {name: service.get("volumes", []) for name, service in services.items()}
+    named = {mount.split(":")[0] for list_ in mounts.values() for mount in list_ if not mount.startswith("$")}
+
+    assert named == set(compose["volumes"])
+    assert mounts["gateway"][0] == mounts["control"][0] == "blobs:/var/lib/ryzanstein/blobs"
+    assert mounts["worker"][0] == mounts["control"][1]
+
+
+def test_health_checks_ask_nodes_by_the_names_that_they_have(services: dict[str, dict[str, Any]]) -> None:
+    for name, node in (("control", "control"), ("worker", "group-0")):
+        test = services[name]["healthcheck"]["test"]
+        assert test[test.index("--destination") + 1] == f"{node}@{services[name]['hostname']}"
