@@ -69,6 +69,7 @@ class KVCache:
         self.num_blocks = num_blocks
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self._copies = {kind: torch.empty(0, dtype=dtype, device=device) for kind in ("keys", "values")}
 
     @staticmethod
     def bytes_per_token(*, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -79,6 +80,23 @@ class KVCache:
         """Put key and value [tokens, kv_heads, head_dim] at slots [tokens] = block * block_size + offset."""
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
         self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
+
+    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of keys and values of blocks [sequences, blocks], each [sequences, slots, kv_heads, head_dim].
+
+        They last until the next read: memory is taken once, since a fresh page costs far more than copying it.
+        """
+        return self._read("keys", self.keys[layer], blocks), self._read("values", self.values[layer], blocks)
+
+    def _read(self, kind: str, cached: Tensor, blocks: Tensor) -> Tensor:
+        rows = cached.flatten(1)  # whole blocks as rows are selected many times faster than indexed
+        size = blocks.numel() * rows.shape[1]
+        if self._copies[kind].numel() < size:
+            with torch.inference_mode(False):  # or the copy could be written to in inference mode alone
+                self._copies[kind] = cached.new_empty(size)
+        copy = self._copies[kind][:size].view(blocks.numel(), -1)
+        torch.index_select(rows, 0, blocks.flatten(), out=copy)
+        return copy.view(len(blocks), -1, *cached.shape[2:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +130,7 @@ class PagedAttention:
         self._cache.write(layer, self._slots, key, value)
         attended = torch.empty_like(query)
         for plan in self._plans:
-            attended[plan.rows] = plan.attend(
-                query[plan.rows], self._cache.keys[layer], self._cache.values[layer], window
-            )
+            attended[plan.rows] = plan.attend(self._cache, layer, query[plan.rows], window)
         return attended
 
 
@@ -131,24 +147,25 @@ class _Plan:
         self._keys_at = torch.arange(self._length, device=device)
         # [sequences, query_length]
         self._queries_at = contexts - query_length + torch.arange(query_length, device=device)
-        # [sequences, length, 1, 1]; None where no sequence is shorter than the longest
-        beyond = self._keys_at >= contexts
-        self._beyond = beyond[:, :, None, None] if len(set(context_lengths)) > 1 else None
+        # Where, in [sequences, length], a sequence has ended; None where all are as long as the longest.
+        is_ragged = len(set(context_lengths)) > 1
+        self._beyond = (self._keys_at >= contexts).nonzero(as_tuple=True) if is_ragged else None
         self._masks: dict[int | None, Tensor] = {}
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+    def attend(self, cache: KVCache, layer: int, query: Tensor, window: int | None) -> Tensor:
         """query [rows, heads, head_dim] -> [rows, heads, head_dim]"""
         query = query.view(-1, self._query_length, *query.shape[1:]).transpose(1, 2)
+        key, value = (self._clean(copy) for copy in cache.read(layer, self._blocks))
         attended = functional.scaled_dot_product_attention(
-            query, self._read(keys), self._read(values), attn_mask=self._mask(window), enable_gqa=True
+            query, key, value, attn_mask=self._mask(window), enable_gqa=True
         )
         return attended.transpose(1, 2).flatten(0, 1)
 
-    def _read(self, cached: Tensor) -> Tensor:
-        """[sequences, kv_heads, length, head_dim], zeros past the end of each sequence."""
-        heads = cached[self._blocks].flatten(1, 2)[:, : self._length]
+    def _clean(self, copy: Tensor) -> Tensor:
+        """[sequences, slots, kv_heads, head_dim] -> [sequences, kv_heads, length, head_dim], zeros past each end."""
+        heads = copy[:, : self._length]
         if self._beyond is not None:
-            heads = heads.masked_fill(self._beyond, 0)
+            heads[self._beyond] = 0
         return heads.transpose(1, 2)
 
     def _mask(self, window: int | None) -> Tensor:
