@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +13,8 @@ from models.errors import InvalidConfig
 MAX_FILE_BYTES = 16 * 1024**2
 #: Largest integer that a field may hold.
 MAX_INTEGER = 2**31 - 1
+#: Magnitudes of numbers: no model is near them, and within them our arithmetic can't overflow.
+MIN_NUMBER, MAX_NUMBER = 1e-12, 1e12
 
 
 class Fields:
@@ -47,10 +48,10 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None, *, minimum: float = 0.0, above: bool = True) -> float:
-        """A finite number above `minimum` (or at least `minimum`, where `above` is False)."""
+        """A number above `minimum` (or at least `minimum`, where `above` is False)."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-            self.fail(name, "a finite number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_bearable(value):
+            self.fail(name, f"a number no larger than {MAX_NUMBER:g} and, but for 0, no smaller than {MIN_NUMBER:g}")
         if value < minimum or (above and value == minimum):
             self.fail(name, f"{'above' if above else 'at least'} {minimum:g}")
         return float(value)
@@ -119,8 +120,5 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        return False
+def _is_bearable(value: float) -> bool:
+    return value == 0 or MIN_NUMBER <= abs(value) <= MAX_NUMBER
