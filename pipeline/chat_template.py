@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +62,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._knows_developers = "developer" in source
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(self, messages: Sequence[dict[str, Any]]) -> str:
         """The prompt up to where the assistant begins. Keys without a value are left out, as transformers does.
 
         Raises ChatTemplateError, with the template's own reason where it gives one.
@@ -79,7 +80,7 @@ class ChatTemplate:
             raise ChatTemplateError(f"The model's chat template can't render these messages ({kind}).") from None
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
-        pieces: list[str] = []
+        written = io.StringIO()
         num_chars = 0
         deadline = time.monotonic() + MAX_RENDER_SECONDS
         for piece in self._template.generate(
@@ -90,15 +91,16 @@ class ChatTemplate:
                 raise ChatTemplateError(f"The chat template writes more than {MAX_RENDERED_CHARS} characters.")
             if time.monotonic() > deadline:
                 raise ChatTemplateError(f"The chat template takes longer than {MAX_RENDER_SECONDS:g} s.")
-            pieces.append(piece)
-        return "".join(pieces)
+            written.write(piece)
+        return written.getvalue()
 
-    def _plain(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        plain = {key: value for key, value in message.items() if value is not None}
+    def _plain(self, message: dict[str, Any]) -> dict[str, Any]:
+        if None in message.values():
+            message = {key: value for key, value in message.items() if value is not None}
         # `developer` is OpenAI's newer name of `system`; few templates have heard of it.
-        if plain.get("role") == "developer" and not self._knows_developers:
-            plain["role"] = "system"
-        return plain
+        if message.get("role") == "developer" and not self._knows_developers:
+            return {**message, "role": "system"}
+        return message
 
 
 class _GenerationTag(jinja2.ext.Extension):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from sys import byteorder
 from typing import Any
@@ -19,6 +19,8 @@ __all__ = ["ChatTemplateError", "Detokenizer", "Tokenizer", "TokenizerError", "p
 
 #: Pieces in which a long text is looked at.
 _PIECE_CHARS = 128 * 1024
+#: More than any tokenizer gains by seeing both sides of a cut.
+_MOST_TOKENS_OF_A_CUT = 1024
 
 
 class Tokenizer:
@@ -60,22 +62,25 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def surely_exceeds(self, text: str, max_tokens: int) -> bool:
-        """Whether a text has far more than `max_tokens` tokens, found out in little memory.
+        """Whether a text has more than `max_tokens` tokens, as far as little memory is enough to see it.
 
         The library spends some 200 bytes on each token, so that a few megabytes of text can cost a gigabyte. A text
-        for which this is False has at most about twice `max_tokens`, and may be encoded.
+        for which this is False has hardly more than `max_tokens`, or is short.
         """
         if self.max_token_bytes is not None and len(text.encode()) > max_tokens * self.max_token_bytes:
             return True
+        if len(text) <= _PIECE_CHARS:
+            return False
         num_tokens = 0
-        for start in range(0, len(text), _PIECE_CHARS) if len(text) > _PIECE_CHARS else ():
+        for start in range(0, len(text), _PIECE_CHARS):
             num_tokens += len(self.encode(text[start : start + _PIECE_CHARS], add_special_tokens=False))
-            # A cut changes the tokens around it alone, so the whole text has nearly as many as its pieces.
-            if num_tokens > 2 * max_tokens:
+            # A cut can only change the tokens of the word that it goes through.
+            num_tokens -= _MOST_TOKENS_OF_A_CUT
+            if num_tokens > max_tokens:
                 return True
         return False
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render_chat(self, messages: Sequence[dict[str, Any]]) -> str:
         """The prompt of a conversation, to be encoded without adding special tokens. Raises ChatTemplateError."""
         if self._chat_template is None:
             raise ChatTemplateError("The model has no chat template; use /v1/completions.")

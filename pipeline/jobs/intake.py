@@ -92,7 +92,7 @@ def intake(
         state.read(stream)
     except _FileError as error:
         is_whole = False
-        state.errors.append(InvalidLine(0, None, error))
+        state.errors.append(InvalidLine.of(0, None, error))
     write_errors(conn, batch.id, state.errors)
     is_good_enough = not state.errors or batch.on_invalid is OnInvalid.SKIP
     return IntakeReport(
@@ -153,7 +153,7 @@ class _Intake:
         except _FileError:
             raise
         except InvalidRequestError as error:
-            self.errors.append(InvalidLine(line.number, readable_custom_id(line.data), error))
+            self.errors.append(InvalidLine.of(line.number, readable_custom_id(line.data), error))
             return
         self._chunk.append(rendered)
         self._num_chunk_bytes += rendered.num_bytes

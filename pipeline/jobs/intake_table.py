@@ -54,7 +54,14 @@ class InvalidLine:
 
     line: int
     custom_id: str | None
-    error: InvalidRequestError
+    code: str
+    param: str | None
+    message: str
+
+    @classmethod
+    def of(cls, line: int, custom_id: str | None, error: InvalidRequestError) -> InvalidLine:
+        # An error that is kept keeps its frames, and with them the whole line.
+        return cls(line, custom_id, error.code, error.param, str(error))
 
 
 def create_intake_table(conn: Connection) -> None:
@@ -83,8 +90,7 @@ def write_errors(conn: Connection, batch_id: str, lines: Iterable[InvalidLine]) 
     """To `batch_errors`."""
     with _driver(conn).cursor() as cursor, cursor.copy(_COPY_ERRORS) as copy:
         for line in lines:
-            error = line.error
-            copy.write_row((batch_id, line.line, line.custom_id, error.code, error.param, str(error)))
+            copy.write_row((batch_id, line.line, line.custom_id, line.code, line.param, line.message))
 
 
 def _driver(conn: Connection) -> psycopg.Connection:

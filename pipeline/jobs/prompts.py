@@ -68,7 +68,7 @@ class PromptEncoder:
             try:
                 prepared.append(self._prepare(request, token_ids))
             except InvalidRequestError as error:
-                invalid.append(InvalidLine(request.line, request.custom_id, error))
+                invalid.append(InvalidLine.of(request.line, request.custom_id, error))
         return prepared, invalid
 
     def _render_chat(self, body: ChatCompletionBody) -> str:

@@ -28,13 +28,19 @@ class RequestLine(Struct, frozen=True, forbid_unknown_fields=True):
     body: Raw | UnsetType = UNSET
 
 
+class _NamedLine(Struct, frozen=True):
+    """Skips all but the custom_id."""
+
+    custom_id: Any = None
+
+
 BODIES: Mapping[str, type[ChatCompletionBody] | type[CompletionBody]] = {
     "/v1/chat/completions": ChatCompletionBody,
     "/v1/completions": CompletionBody,
 }
 
 _line_decoder = msgspec.json.Decoder(RequestLine)
-_any_line_decoder = msgspec.json.Decoder(dict[str, Any])
+_named_line_decoder = msgspec.json.Decoder(_NamedLine)
 _body_decoders = {endpoint: msgspec.json.Decoder(body) for endpoint, body in BODIES.items()}
 
 
@@ -85,7 +91,7 @@ def parse_body(line: RequestLine, endpoint: str) -> ChatCompletionBody | Complet
 def readable_custom_id(data: bytes | None) -> str | None:
     """The custom_id of a line that is not good, for its error; None where there is none to be read."""
     try:
-        custom_id = _any_line_decoder.decode(data or b"").get("custom_id")
+        custom_id = _named_line_decoder.decode(data or b"").custom_id
     except (ValueError, RecursionError):
         return None
     return storable(custom_id[:MAX_CUSTOM_ID_CHARS]) if isinstance(custom_id, str) else None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -341,6 +342,16 @@ def test_a_template_that_refuses_is_an_error_of_its_line(run: Run, folder: Path,
     found = run(jsonl(chat("a"), chat("b", messages=refused)), tokenizer_of=strict)
     assert found.errors == [(2, "invalid_value", "body.messages")]
     assert "I will not" in found.messages[0]
+
+
+def test_a_tokenizer_is_kept_until_its_folder_changes(tmp_path: Path) -> None:
+    folder = byte_level(tmp_path)
+    first = load_tokenizer(folder)
+    assert load_tokenizer(folder) is first
+    template = folder / "chat_template.jinja"
+    template.write_text("x")
+    os.utime(template, ns=(2**62, 2**62))
+    assert load_tokenizer(folder).render_chat([]) == "x"
 
 
 def test_harmless_fields_change_nothing(run: Run) -> None:
