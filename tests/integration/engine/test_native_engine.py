@@ -44,7 +44,9 @@ def expected(folder: Path) -> list[list[int]]:
     generated = []
     for prompt in PROMPTS:
         ids = torch.tensor([prompt])
-        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        output = model.generate(  # type: ignore[misc]
+            ids, attention_mask=torch.ones_like(ids), generation_config=config
+        )
         generated.append(output[0, len(prompt) :].tolist())
     return generated
 
