@@ -97,6 +97,7 @@ class DataDir:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in (self.blobs, self.logs):
                 folder.mkdir(mode=0o700, exist_ok=True)
+            self.lock_file.touch()  # marks the folder as ours
         except OSError as error:
             raise DataDirError(f"Can't use {self.root} as data folder: {error.strerror}.") from None
 

@@ -74,7 +74,7 @@ def devices_of_group(options: StackOptions, group: int) -> list[str] | None:
     devices, wanted = visible_devices(), options.groups * options.tp
     if len(devices) < wanted:
         raise UserError(
-            f"{options.groups} groups of {options.tp} need {wanted} GPUs, and {len(devices)} are visible. "
+            f"--groups {options.groups} --tp {options.tp} needs {wanted} GPUs, and {len(devices)} can be seen. "
             "Lower --groups or --tp, or set CUDA_VISIBLE_DEVICES."
         )
     return devices[group * options.tp : (group + 1) * options.tp]

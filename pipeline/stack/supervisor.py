@@ -24,6 +24,8 @@ _ASK = 0.2
 _BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 #: A process that was ready for so long has recovered: its next death counts as the first again.
 _STEADY = 30.0
+#: How the last line of one of our own processes begins that could not do what it was asked to.
+_TOLD = "error: "
 #: Lines of a log that are worth showing.
 _TAIL_LINES = 15
 
@@ -226,8 +228,8 @@ def _check_first_start(watched: _Watched) -> None:
         return
     name, tail = watched.service.name, watched.log_tail()
     if watched.num_deaths >= watched.service.first_tries:
-        if tail and tail[-1].startswith("Error: "):  # a mistake of the user's, told by one of our own processes
-            raise StackError(f"{name} could not start: {tail[-1].removeprefix('Error: ')}")
+        if tail and tail[-1].lower().startswith(_TOLD):
+            raise StackError(f"{name} could not start: {tail[-1][len(_TOLD) :]}")
         raise StackError(f"{name} {watched.reason} before it was ready. {_quote(watched.service.log_path, tail)}")
     if watched.process is not None and time.monotonic() > watched.launched_at + watched.service.ready_seconds:
         raise StackError(

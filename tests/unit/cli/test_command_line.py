@@ -90,5 +90,5 @@ def test_too_few_gpus_are_said_before_anything_starts(monkeypatch: pytest.Monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     options = StackOptions(data_dir=Path("d"), model=Path("m"), model_name="m", tp=2, device=Device.CUDA)
 
-    with pytest.raises(UserError, match="1 groups of 2 need 2 GPUs, and 1 are visible"):
+    with pytest.raises(UserError, match="--groups 1 --tp 2 needs 2 GPUs, and 1 can be seen"):
         devices_of_group(options, 0)
