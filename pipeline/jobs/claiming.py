@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -42,6 +42,10 @@ class PlannedRequest:
     prompt_token_ids: list[int]
     params: GenerationParams
     num_crash_exposures: int
+
+    def exposed(self, num_crash_exposures: int) -> PlannedRequest:
+        """The same request after so many engine crashes."""
+        return replace(self, num_crash_exposures=num_crash_exposures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +91,23 @@ _REQUESTS: Final = text("""
     WHERE slice_id = :slice_id AND outcome IS NULL ORDER BY id
 """)
 
-# Locks in the order of ids, as recording does, so that the two never wait for each other.
+# Locks in the order of ids, as recording does, so that the two never wait for each other. A slice that was done
+# while the group asked is still its own.
 _RENEW: Final = text("""
     WITH mine AS (
         SELECT s.id FROM slices s JOIN unnest(CAST(:ids AS bigint[]), CAST(:epochs AS bigint[])) AS held (id, epoch)
             ON s.id = held.id AND s.lease_epoch = held.epoch
-        WHERE s.group_id = :group_id AND s.status = 'claimed' ORDER BY s.id FOR NO KEY UPDATE OF s
+        WHERE s.group_id = :group_id AND s.status IN ('claimed', 'done') ORDER BY s.id FOR NO KEY UPDATE OF s
     )
-    UPDATE slices s SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+    UPDATE slices s
+    SET lease_expires_at = CASE WHEN s.status = 'claimed' THEN clock_timestamp() + make_interval(secs => :lease_seconds)
+                           END
     FROM mine, batches b WHERE s.id = mine.id AND b.id = s.batch_id
     RETURNING s.id, b.status, b.expires_at <= clock_timestamp()
+""")
+
+_EXPIRE: Final = text("""
+    UPDATE slices SET lease_expires_at = clock_timestamp() WHERE group_id = :group_id AND status = 'claimed'
 """)
 
 _RETURN: Final = text("""
@@ -169,6 +180,11 @@ def renew_leases(conn: Connection, group_id: str, held: Sequence[ClaimedSlice], 
         elif is_past_window:
             ending[slice_id] = OutcomeKind.EXPIRED
     return Renewal(frozenset(row[0] for row in rows), ending)
+
+
+def expire_leases(conn: Connection, group_id: str) -> int:
+    """End the leases of a group's former life, so that the sweeper need not wait for them; returns how many."""
+    return conn.execute(_EXPIRE, {"group_id": group_id}).rowcount
 
 
 def return_slice(conn: Connection, claimed: ClaimedSlice, num_wasted_tokens: int = 0) -> bool:

@@ -1,0 +1,73 @@
+"""Ties a group to the life of its Celery worker."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Any, Final
+
+from celery import bootsteps
+from celery.worker import state
+
+from workers.backends.protocol import EngineStartError
+from workers.group import Group
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+_current: list[Group] = []
+
+
+def current_group() -> Group:
+    """The group of this process, which a worker has as long as tasks run."""
+    return _current[0]
+
+
+def group_step(group: Group) -> type[bootsteps.StartStopStep]:
+    """A bootstep that loads the model before the first ticket is taken, and ends the group after the last."""
+
+    class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        # Not Pool: a step that requires it is stopped before running tasks end.
+        requires = ("celery.worker.components:Timer",)
+
+        def start(self, worker: Any) -> None:
+            stopper = _Stopper(group)
+            for number in _SIGNALS:
+                signal.signal(number, stopper)
+            try:
+                group.start()
+            except EngineStartError as error:
+                group.stop()
+                print(f"error: {error}", file=sys.stderr)  # noqa: T201 — for a person at a terminal
+                raise SystemExit(1) from None
+            except BaseException:
+                group.stop()
+                raise
+            _current.append(group)
+            stopper.is_starting = False
+
+        def stop(self, worker: Any) -> None:
+            group.stop()
+            _current.clear()
+
+    return GroupStep
+
+
+class _Stopper:
+    """Instead of Celery's handlers, which end a worker at SIGQUIT without waiting for its group.
+
+    The first signal drains; the second, and SIGQUIT, returns at once what is left. While the model loads there is
+    nothing to return.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._num_signals = 0
+        self.is_starting = True
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self.is_starting:
+            raise SystemExit(0)
+        self._num_signals += 1
+        state.should_stop = 0  # the exit code
+        self._group.drain(hurry=self._num_signals > 1 or number == signal.SIGQUIT)

@@ -1,0 +1,224 @@
+"""A group: claims slices, feeds its engine, and has the outcomes recorded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Engine as Database
+
+from pipeline.jobs import outbox
+from pipeline.jobs.claiming import ClaimedSlice, claim_slice, expire_leases, load_requests, return_slice
+from pipeline.settings import Settings
+from pipeline.tables.fleet import GroupState
+from pipeline.tables.slices import AttemptEnd
+from pipeline.telemetry.logs import summarize_error
+from workers.backends.protocol import Engine, EngineStartError, EngineState
+from workers.feeder import Feeder
+from workers.fleet import GroupCondition, GroupIdentity, register, report
+from workers.heartbeat import Heartbeat, condition_of
+from workers.held_slices import HeldSlice, HeldSlices
+from workers.recorder import Recorder
+from workers.retries import TRANSIENT, until_done
+from workers.threads import GuardedThread
+
+log = structlog.get_logger(__name__)
+
+#: How much more than it can run at once an engine is given, so that it never waits for the next request.
+_FEED_AHEAD: Final = 1.25
+#: Time for an engine to say what became of requests that it was told to stop, in seconds.
+_ABORT_SECONDS: Final = 5.0
+#: Time for what is left to reach SQL when a group stops, in seconds.
+_LAST_WORDS_SECONDS: Final = 10.0
+
+
+class Group:
+    """One engine and the slices that it works on. `on_failure` is called if the group can't go on as a whole.
+
+    Tickets come in threads of their own (`run_ticket`). Where none come, the group looks into SQL by itself.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        identity: GroupIdentity,
+        settings: Settings,
+        database: Database,
+        on_failure: Callable[[], None],
+    ) -> None:
+        self.identity = identity
+        self._engine = engine
+        self._settings = settings
+        self._database = database
+        self._held_slices = HeldSlices(settings.group_slices, int(settings.max_num_sequences * _FEED_AHEAD))
+        self._feeder = Feeder(engine, self._held_slices, on_failure)
+        self._recorder = Recorder(engine, self._held_slices, database, settings, on_failure)
+        self._heartbeat = Heartbeat(
+            identity,
+            engine,
+            self._held_slices,
+            self._recorder,
+            database,
+            settings,
+            on_unable=self._return_all,
+            on_failure=on_failure,
+        )
+        self._poller = GuardedThread("poller", self._poll, on_failure)
+        self._drainer = GuardedThread("drainer", self._drain, on_failure)
+        self._last_slice: ClaimedSlice | None = None
+        self._is_draining = threading.Event()
+        self._is_hurried = threading.Event()
+        self._is_drained = threading.Event()
+        self._is_started = False
+
+    # --- its life
+
+    def start(self) -> None:
+        """Load the model and begin to work. Raises EngineStartError; the group's row then says why."""
+
+        def enter() -> None:
+            with self._database.begin() as conn:
+                register(conn, self.identity)
+                expire_leases(conn, self.identity.id)
+
+        until_done(enter, what="registering the group", give_up=self._is_draining)
+        began = time.monotonic()
+        try:
+            self._engine.start()
+        except EngineStartError as error:
+            self._report_stop(str(error))
+            raise
+        log.info("the engine is ready", model=self.identity.model, seconds=round(time.monotonic() - began, 1))
+        self._tell(condition_of(self._engine))
+        self._is_started = True
+        for part in (self._feeder, self._recorder, self._heartbeat, self._poller, self._drainer):
+            part.start()
+
+    def drain(self, *, hurry: bool = False) -> None:
+        """Begin to stop: take nothing more, finish what runs within the drain time, return the rest.
+
+        `hurry` returns all of it at once. Only sets flags, so that a signal handler can call it.
+        """
+        if hurry:
+            self._is_hurried.set()
+        self._is_draining.set()
+
+    def stop(self) -> None:
+        """Drain if that has not been done, and end the engine and all threads."""
+        self.drain()
+        if self._is_started:
+            self._drainer.join()
+            self._poller.join()
+            self._feeder.stop()
+            self._recorder.stop(_LAST_WORDS_SECONDS)
+            self._heartbeat.stop()
+        self._engine.stop()
+        if self._is_started:
+            self._report_stop(None)
+
+    # --- slices
+
+    def run_ticket(self) -> dict[str, Any]:
+        """Claim a slice and stay until it ends; returns what became of it."""
+        while not self._held_slices.reserve(timeout=1.0):
+            if self._is_draining.is_set():
+                return {"slice": None, "end": "draining"}
+        held = self._claim()
+        if held is None:
+            return {"slice": None, "end": "nothing to claim"}
+        held.ended.wait()
+        return _summary(held)
+
+    def _poll(self) -> None:
+        """Claim without a ticket, so that the loss of Redis costs seconds, never jobs."""
+        while not self._is_draining.wait(self._settings.sweep_seconds):
+            while self._held_slices.reserve(timeout=0) and self._claim() is not None:
+                pass
+
+    def _claim(self) -> HeldSlice | None:
+        """Claim a slice for a reservation, which is used up or released."""
+        claimed, requests = None, []
+        try:
+            if self._engine.health().state is EngineState.READY:
+                with self._database.begin() as conn:
+                    claimed = claim_slice(
+                        conn,
+                        model=self.identity.model,
+                        group_id=self.identity.id,
+                        lease_seconds=self._settings.lease_seconds,
+                        last_slice=self._last_slice,
+                    )
+                    requests = load_requests(conn, claimed) if claimed else []
+        except TRANSIENT as error:
+            log.warning("the database is away; nothing is claimed", reason=summarize_error(error))
+            claimed = None
+        if claimed is None or not requests:
+            if claimed is not None:
+                # The sweeper counts the attempt when the lease has run out.
+                log.error("a slice has no request without an outcome", slice=claimed.id)
+            self._held_slices.release()
+            return None
+        self._last_slice = claimed
+        held = self._held_slices.hold(claimed, requests)
+        if held is None:
+            self._return(claimed, 0)
+        return held
+
+    # --- giving back
+
+    def _drain(self) -> None:
+        self._is_draining.wait()
+        self._held_slices.close()
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while not self._is_hurried.is_set() and time.monotonic() < deadline:
+            if self._held_slices.wait_until_settled(timeout=0.1):
+                break
+        self._return_all()
+        self._is_drained.set()
+
+    def _return_all(self) -> None:
+        """Stop what runs, have what has ended recorded, and give all slices back."""
+        self._engine.abort(self._held_slices.in_flight_ids())
+        self._held_slices.wait_until_settled(_ABORT_SECONDS)
+        for held in self._held_slices.all():
+            self._return(held.claimed, held.num_wasted_tokens)
+            self._held_slices.end(held.claimed.id, AttemptEnd.RETURNED)
+
+    def _return(self, claimed: ClaimedSlice, num_wasted_tokens: int) -> None:
+        try:
+            with self._database.begin() as conn:
+                is_returned = return_slice(conn, claimed, num_wasted_tokens)
+        except TRANSIENT as error:
+            log.warning("a slice could not be returned; its lease runs out", reason=summarize_error(error))
+            return
+        if is_returned:
+            log.info("a slice was returned", slice=claimed.id)
+            outbox.publish_soon(self._database)
+
+    # --- what SQL is told
+
+    def _report_stop(self, reason: str | None) -> None:
+        self._tell(GroupCondition(state=GroupState.STOPPED, reason=reason))
+
+    def _tell(self, condition: GroupCondition) -> None:
+        try:
+            with self._database.begin() as conn:
+                report(conn, self.identity, condition)
+        except TRANSIENT as error:
+            log.warning("the group's state could not be recorded", reason=summarize_error(error))
+
+
+def _summary(held: HeldSlice) -> dict[str, Any]:
+    """What Flower shows of a ticket."""
+    return {
+        "slice": held.claimed.id,
+        "batch": held.claimed.batch_id,
+        "attempt": held.claimed.lease_epoch,
+        "end": held.end.value if held.end else None,
+        "succeeded": held.num_succeeded,
+        "unsuccessful": held.num_unsuccessful,
+        "completion_tokens": held.num_completion_tokens,
+    }

@@ -1,0 +1,276 @@
+"""Takes outcomes from the engine and records them, in groups."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from sqlalchemy import Engine as Database
+
+from pipeline.billing.rating import TokenUsage
+from pipeline.jobs import outbox
+from pipeline.jobs.claiming import PlannedRequest, count_crash_exposures
+from pipeline.jobs.recording import Recorded, RequestOutcome, record_outcomes
+from pipeline.schemas.responses import answer_body
+from pipeline.settings import Settings
+from pipeline.tables.requests import OutcomeKind
+from pipeline.tables.slices import AttemptEnd
+from pipeline.telemetry.logs import summarize_error
+from workers.backends.protocol import Engine, Outcome, OutcomeStatus
+from workers.held_slices import HeldSlice, HeldSlices, InFlight
+from workers.retries import TRANSIENT, until_done
+from workers.threads import GuardedThread
+
+log = structlog.get_logger(__name__)
+
+ENGINE_CRASHED: Final = "engine_crashed"
+
+#: Longest wait for the engine, so that outcomes which do not come from it are seen.
+_LONGEST_WAIT: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Unrecorded:
+    held: HeldSlice
+    outcome: RequestOutcome
+
+
+class Recorder:
+    """One thread between the engine and SQL. While SQL is away, outcomes wait here and in the engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        held_slices: HeldSlices,
+        database: Database,
+        settings: Settings,
+        on_failure: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._held_slices = held_slices
+        self._database = database
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._buffer: list[_Unrecorded] = []
+        self._first_at = 0.0
+        self._is_stopping = threading.Event()
+        self._give_up = threading.Event()
+        self._thread = GuardedThread("recorder", self._run, on_failure)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Record what there is, for at most so long. What is left then is answered again by another attempt."""
+        self._is_stopping.set()
+        self._thread.join(timeout)
+        self._give_up.set()
+        self._thread.join(timeout)
+
+    def add(self, held: HeldSlice, requests: Iterable[PlannedRequest], kind: OutcomeKind) -> None:
+        """Outcomes of requests that never reached the engine."""
+        self._keep([_Unrecorded(held, _without_answer(held, request, kind)) for request in requests])
+
+    def _run(self) -> None:
+        while not (self._is_stopping.is_set() and not self._buffer):
+            self._take()
+            if self._is_due():
+                self._flush()
+
+    # --- from the engine
+
+    def _take(self) -> None:
+        room = self._settings.record_requests - len(self._buffer)
+        if room <= 0:
+            return
+        outcomes = self._engine.take_outcomes(room, self._wait())
+        crashed: list[InFlight] = []
+        for outcome in outcomes:
+            left = self._held_slices.settle(outcome.id)
+            if left is None:
+                continue
+            if outcome.status is OutcomeStatus.CRASHED and left.held.ending is None:
+                left.held.num_wasted_tokens += _computed_tokens(outcome)
+                crashed.append(left)
+            elif outcome.status is OutcomeStatus.ABORTED and left.held.ending is None:
+                left.held.num_wasted_tokens += _computed_tokens(outcome)
+                self._held_slices.put_back(left.held, [left.request])
+            else:
+                self._keep([_Unrecorded(left.held, _outcome_of(left, outcome))])
+        if crashed:
+            self._after_crash(crashed)
+
+    def _wait(self) -> float:
+        if self._is_stopping.is_set():
+            return 0.0
+        with self._lock:
+            if not self._buffer:
+                return _LONGEST_WAIT
+            return min(_LONGEST_WAIT, max(0.0, self._first_at + self._settings.record_seconds - time.monotonic()))
+
+    def _after_crash(self, crashed: list[InFlight]) -> None:
+        """Run them again, but for those that the engine crashed with too often."""
+        ids = [left.request.id for left in crashed]
+        log.warning("the engine crashed", requests=len(ids))
+
+        def count() -> dict[int, int]:
+            with self._database.begin() as conn:
+                return count_crash_exposures(conn, ids)
+
+        # A second try after a commit of unknown fate counts one exposure too many, which is harmless.
+        try:
+            exposures = until_done(count, what="counting crash exposures", give_up=self._give_up)
+        except TRANSIENT:
+            exposures = {}
+        for left in crashed:
+            again = left.request.exposed(exposures.get(left.request.id, left.request.num_crash_exposures))
+            if again.num_crash_exposures < self._settings.max_crash_exposures:
+                self._held_slices.put_back(left.held, [again])
+                continue
+            message = f"The engine crashed {again.num_crash_exposures} times while it worked on this request."
+            failed = _without_answer(left.held, again, OutcomeKind.FAILED, ENGINE_CRASHED, message)
+            self._keep([_Unrecorded(left.held, failed)])
+
+    # --- to SQL
+
+    def _keep(self, unrecorded: list[_Unrecorded]) -> None:
+        with self._lock:
+            if unrecorded and not self._buffer:
+                self._first_at = time.monotonic()
+            self._buffer += unrecorded
+
+    def _is_due(self) -> bool:
+        with self._lock:
+            if not self._buffer:
+                return False
+            is_full = len(self._buffer) >= self._settings.record_requests
+            is_old = time.monotonic() >= self._first_at + self._settings.record_seconds
+        # Nothing else will come, so that a lone request need not wait for company.
+        return is_full or is_old or self._is_stopping.is_set() or not self._held_slices.expects_outcomes()
+
+    def _flush(self) -> None:
+        with self._lock:
+            group = self._buffer[: self._settings.record_requests]
+            del self._buffer[: len(group)]
+            self._first_at = time.monotonic()
+        try:
+            self._record(group)
+        except TRANSIENT as error:
+            self._abandon(group, error)
+        except Exception as error:  # noqa: BLE001 — one slice that can't be recorded must not hold up the others
+            if len({unrecorded.held for unrecorded in group}) == 1:
+                self._abandon(group, error)
+            else:
+                self._record_apart(group)
+        finally:
+            self._held_slices.recorded(len(group))
+
+    def _record(self, group: list[_Unrecorded]) -> None:
+        outcomes = [unrecorded.outcome for unrecorded in group]
+
+        def record() -> Recorded:
+            with self._database.begin() as conn:
+                return record_outcomes(conn, outcomes)
+
+        recorded = until_done(record, what="recording outcomes", give_up=self._give_up)
+        if recorded.finished_batches:
+            outbox.publish_soon(self._database)
+        for unrecorded in group:
+            _count(unrecorded)
+        for slice_id in recorded.stale:
+            self._lose(slice_id)
+        for slice_id in recorded.done:
+            self._held_slices.end(slice_id, AttemptEnd.FINISHED)
+
+    def _record_apart(self, group: list[_Unrecorded]) -> None:
+        by_slice: dict[HeldSlice, list[_Unrecorded]] = defaultdict(list)
+        for unrecorded in group:
+            by_slice[unrecorded.held].append(unrecorded)
+        for part in by_slice.values():
+            try:
+                self._record(part)
+            except Exception as error:  # noqa: BLE001 — see _flush
+                self._abandon(part, error)
+
+    def _abandon(self, group: list[_Unrecorded], error: Exception) -> None:
+        """Let the leases run out: the sweeper counts the attempt, and ends a slice that fails again and again."""
+        for held in {unrecorded.held for unrecorded in group}:
+            log.error("outcomes could not be recorded", slice=held.claimed.id, reason=summarize_error(error))
+            self._lose(held.claimed.id)
+
+    def _lose(self, slice_id: int) -> None:
+        log.warning("a slice was lost", slice=slice_id)
+        self._engine.abort(self._held_slices.end(slice_id, AttemptEnd.LOST))
+
+
+def _outcome_of(left: InFlight, outcome: Outcome) -> RequestOutcome:
+    """What is recorded of an outcome that needs no other attempt."""
+    claimed, request = left.held.claimed, left.request
+    if outcome.status is OutcomeStatus.FINISHED:
+        body = answer_body(
+            endpoint=claimed.endpoint,
+            request_id=request.id,
+            created=int(time.time()),
+            model=claimed.model,
+            choices=outcome.choices,
+            num_prompt_tokens=outcome.num_prompt_tokens,
+            num_cached_tokens=outcome.num_cached_tokens,
+            num_completion_tokens=outcome.num_completion_tokens,
+        )
+        usage = TokenUsage(
+            outcome.num_prompt_tokens, outcome.num_cached_tokens, outcome.num_completion_tokens, outcome.engine_ms
+        )
+        return RequestOutcome(
+            request.id,
+            request.custom_id,
+            claimed,
+            OutcomeKind.SUCCEEDED,
+            body=body,
+            usage=usage,
+            num_wasted_tokens=_take_waste(left.held),
+        )
+    left.held.num_wasted_tokens += _computed_tokens(outcome)
+    if outcome.status is OutcomeStatus.FAILED:
+        return _without_answer(
+            left.held, request, OutcomeKind.FAILED, outcome.error_code or "engine_error", outcome.error_message
+        )
+    return _without_answer(left.held, request, left.held.ending or OutcomeKind.CANCELLED)
+
+
+def _without_answer(
+    held: HeldSlice, request: PlannedRequest, kind: OutcomeKind, code: str | None = None, message: str | None = None
+) -> RequestOutcome:
+    return RequestOutcome(
+        request.id,
+        request.custom_id,
+        held.claimed,
+        kind,
+        error_code=code,
+        error_message=message,
+        num_wasted_tokens=_take_waste(held),
+    )
+
+
+def _take_waste(held: HeldSlice) -> int:
+    """Waste since the last outcome: it is recorded with the next."""
+    wasted, held.num_wasted_tokens = held.num_wasted_tokens, 0
+    return wasted
+
+
+def _computed_tokens(outcome: Outcome) -> int:
+    return outcome.num_prompt_tokens - outcome.num_cached_tokens + outcome.num_completion_tokens
+
+
+def _count(unrecorded: _Unrecorded) -> None:
+    """For the summary of the ticket alone; the truth is in SQL."""
+    held, outcome = unrecorded.held, unrecorded.outcome
+    if outcome.usage is None:
+        held.num_unsuccessful += 1
+    else:
+        held.num_succeeded += 1
+        held.num_completion_tokens += outcome.usage.num_completion_tokens

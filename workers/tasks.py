@@ -1,0 +1,14 @@
+"""The task of a group. What it returns is what Flower shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.celery import GENERATE, app
+from workers.bootstep import current_group
+
+
+@app.task(name=GENERATE)  # type: ignore[untyped-decorator]
+def generate(model: str) -> dict[str, Any]:
+    """A ticket: claim one slice of `model`, and stay until it ends."""
+    return current_group().run_ticket()
