@@ -21,14 +21,14 @@ _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
 
 def resolve_dtype(name: str, config: ModelConfig, device: torch.device | str) -> torch.dtype:
-    """The type to compute in. "auto" is the checkpoint's, save for float16 on a CPU, which is slow there: float32.
+    """The type to compute in. "auto" is float32 on a CPU, and the checkpoint's type elsewhere.
 
-    Raises UnsupportedModel for an unknown name.
+    Many CPUs are slow at 16 bits. And what a token's logits are then depends, in the last of their few bits, on what
+    else is in the batch: enough to sample another token in 1 of 200 cases, where in float32 it is 1 of a million.
+    Whoever wants the speed of a CPU that has bfloat16 asks for it. Raises UnsupportedModel for an unknown name.
     """
     if name == "auto":
-        name = config.dtype or "float32"
-        if name == "float16" and torch.device(device).type == "cpu":
-            name = "float32"
+        name = "float32" if torch.device(device).type == "cpu" else config.dtype or "float32"
     if name not in _DTYPES:
         raise UnsupportedModel(f"dtype is {name!r}; supported are 'auto', {', '.join(map(repr, _DTYPES))}.")
     return _DTYPES[name]

@@ -187,13 +187,13 @@ def test_one_file_wins_over_an_index(tmp_path: Path) -> None:
     load_decoder(tmp_path, config)
 
 
-def test_auto_is_the_type_of_the_checkpoint_but_float32_for_float16_on_a_cpu(tmp_path: Path) -> None:
+def test_auto_is_float32_on_a_cpu_and_the_type_of_the_checkpoint_elsewhere(tmp_path: Path) -> None:
     half, brain, unsaid = (read_config(tmp_path, dtype=dtype) for dtype in ("float16", "bfloat16", None))
-    assert resolve_dtype("auto", half, "cpu") is torch.float32
+    assert {resolve_dtype("auto", config, "cpu") for config in (half, brain, unsaid)} == {torch.float32}
     assert resolve_dtype("auto", half, "cuda:0") is torch.float16
-    assert resolve_dtype("auto", brain, "cpu") is torch.bfloat16
-    assert resolve_dtype("auto", unsaid, "cpu") is torch.float32
-    assert resolve_dtype("float16", half, "cpu") is torch.float16
+    assert resolve_dtype("auto", brain, "cuda:0") is torch.bfloat16
+    assert resolve_dtype("auto", unsaid, "cuda:0") is torch.float32
+    assert resolve_dtype("bfloat16", half, "cpu") is torch.bfloat16
     with pytest.raises(UnsupportedModel, match="dtype is 'int8'; supported are 'auto', 'float32'"):
         resolve_dtype("int8", half, "cpu")
 
