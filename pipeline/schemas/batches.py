@@ -35,6 +35,8 @@ def _storable(value: str) -> str:
     return value
 
 
+# A limit on the length also has pydantic refuse lone surrogates, which are no Unicode.
+FileId = Annotated[str, StringConstraints(max_length=128), AfterValidator(_storable)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_storable)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512), AfterValidator(_storable)]
 
@@ -44,7 +46,7 @@ class BatchCreate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    input_file_id: str
+    input_file_id: FileId
     endpoint: Annotated[str, AfterValidator(_endpoint)]
     completion_window: Annotated[str, AfterValidator(_window)]
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)] | None = None

@@ -1,0 +1,39 @@
+"""The application: routes, errors and what holds for every request."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from pipeline.gateway import batches, files, health, models
+from pipeline.gateway.errors import add_error_handlers
+from pipeline.gateway.middleware import DeadlineMiddleware, LimitsMiddleware, RequestMiddleware
+from pipeline.schemas.errors import ErrorResponse
+
+_DESCRIPTION = "Batch generation on GPUs you own. Objects, limits and errors are those of the OpenAI Batch API."
+
+
+def create_app() -> FastAPI:
+    """The gateway as an ASGI application; it keeps no state."""
+    app = FastAPI(
+        title="Ryzanstein",
+        description=_DESCRIPTION,
+        # The pages that show the schema load scripts from elsewhere; the schema itself is at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+        responses={"default": {"model": ErrorResponse, "description": "Anything that is no success"}},
+    )
+    for resource in (files, batches, models, health):
+        app.include_router(resource.router)
+    add_error_handlers(app)
+    # The last one added is the first to see a request.
+    app.add_middleware(LimitsMiddleware)
+    app.add_middleware(DeadlineMiddleware)
+    app.add_middleware(RequestMiddleware)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

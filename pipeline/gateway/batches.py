@@ -1,0 +1,130 @@
+"""`/v1/batches`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from pipeline.files import FileNotFoundForTenantError, find_file
+from pipeline.gateway.auth import Caller
+from pipeline.gateway.errors import ApiError, invalid
+from pipeline.jobs import outbox
+from pipeline.jobs.cancelling import BatchNotCancellableError, BatchNotFoundError, cancel_batch
+from pipeline.jobs.submission import submit_batch
+from pipeline.paging import read_page
+from pipeline.schemas.batches import BatchCreate, BatchObject
+from pipeline.schemas.files import BATCH_PURPOSE
+from pipeline.schemas.lists import ListPage
+from pipeline.tables import Batch, BatchError, BatchStatus, File, OnInvalid
+from pipeline.tables.session import transaction
+
+router = APIRouter(prefix="/v1/batches", tags=["batches"])
+
+#: Errors of a failed batch that a list shows; `GET /v1/batches/{batch_id}` shows all of them.
+_LISTED_ERRORS = 100
+
+
+def _on_invalid_header(
+    on_invalid: Annotated[str | None, Header(alias="on-invalid")] = None,
+    x_on_invalid: Annotated[str | None, Header(alias="x-on-invalid")] = None,
+) -> OnInvalid | None:
+    """The extension as a header, for clients that can't put it into the body."""
+    given = on_invalid if on_invalid is not None else x_on_invalid
+    if given is None:
+        return None
+    if given not in set(OnInvalid):
+        raise invalid("on_invalid", f"Invalid 'on_invalid': {given[:32]!r} is not one of {', '.join(OnInvalid)}.")
+    return OnInvalid(given)
+
+
+@router.post("")
+def create_batch(
+    caller: Caller, body: BatchCreate, header: Annotated[OnInvalid | None, Depends(_on_invalid_header)]
+) -> BatchObject:
+    """Start a batch; its input file is checked line by line while it is `validating`."""
+    expires_after = body.output_expires_after
+    with transaction() as session:
+        batch = submit_batch(
+            session,
+            tenant_id=caller.tenant_id,
+            api_key_id=caller.api_key_id,
+            input_file=_input_file(session, caller.tenant_id, body.input_file_id),
+            endpoint=body.endpoint,
+            completion_window=body.completion_window,
+            metadata=body.metadata,
+            on_invalid=body.on_invalid or header or OnInvalid.FAIL,
+            output_expires_after_seconds=None if expires_after is None else expires_after.seconds,
+        )
+    outbox.publish_soon()
+    return BatchObject.of(batch)
+
+
+def _input_file(session: Session, tenant_id: str, file_id: str) -> File:
+    """Locked, so that it is not deleted before the batch that refers to it is there."""
+    try:
+        file = find_file(session, tenant_id, file_id, lock=True)
+    except FileNotFoundForTenantError:
+        raise invalid(
+            "input_file_id", f"Invalid 'input_file_id': no such File object: {file_id[:128]}.", "file_not_found"
+        ) from None
+    if file.purpose != BATCH_PURPOSE:
+        raise invalid(
+            "input_file_id",
+            f"Invalid 'input_file_id': {file_id} was uploaded for '{file.purpose}'; upload it with the purpose "
+            f"'{BATCH_PURPOSE}'.",
+        )
+    return file
+
+
+@router.get("")
+def list_batches(
+    caller: Caller, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> ListPage[BatchObject]:
+    """The caller's batches, the newest first. Of a failed batch's errors the first 100 are shown."""
+    with transaction() as session:
+        page = read_page(session, Batch, caller.tenant_id, after=after, limit=limit)
+        return ListPage(
+            data=[BatchObject.of(batch, _errors(session, batch, _LISTED_ERRORS)) for batch in page.rows],
+            first_id=page.first_id,
+            last_id=page.last_id,
+            has_more=page.has_more,
+        )
+
+
+@router.get("/{batch_id}")
+def retrieve_batch(caller: Caller, batch_id: str) -> BatchObject:
+    with transaction() as session:
+        query = select(Batch).where(Batch.tenant_id == caller.tenant_id, Batch.id == batch_id)
+        batch = session.execute(query).scalar_one_or_none()
+        if batch is None:
+            raise _not_found(batch_id)
+        return BatchObject.of(batch, _errors(session, batch))
+
+
+@router.post("/{batch_id}/cancel", operation_id="cancel_batch")
+def request_cancel(caller: Caller, batch_id: str) -> BatchObject:
+    """Stop a batch; what is finished is kept. 409 for one that has ended; again is fine."""
+    try:
+        with transaction() as session:
+            batch = cancel_batch(session, batch_id, caller.tenant_id)
+    except BatchNotFoundError:
+        raise _not_found(batch_id) from None
+    except BatchNotCancellableError as error:
+        raise ApiError(409, str(error), param="batch_id", code="batch_not_cancellable") from None
+    outbox.publish_soon()
+    return BatchObject.of(batch)
+
+
+def _errors(session: Session, batch: Batch, limit: int | None = None) -> Sequence[BatchError]:
+    if batch.status is not BatchStatus.FAILED:
+        return ()
+    query = select(BatchError).where(BatchError.batch_id == batch.id).order_by(BatchError.line)
+    return session.execute(query.limit(limit)).scalars().all()
+
+
+def _not_found(batch_id: str) -> ApiError:
+    return ApiError(404, f"No batch found with id '{batch_id[:128]}'.", param="batch_id", code="batch_not_found")

@@ -1,0 +1,59 @@
+"""Pages of a tenant's rows, by the moment they were made; a page begins after the row that a cursor names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from sqlalchemy import ColumnElement, select, tuple_
+from sqlalchemy.orm import Session
+
+from pipeline.errors import PipelineError
+from pipeline.tables import Batch, File
+
+Row = TypeVar("Row", Batch, File)
+
+
+class UnknownCursorError(PipelineError):
+    """The cursor names no row of this tenant."""
+
+
+@dataclass(frozen=True)
+class Page(Generic[Row]):
+    rows: Sequence[Row]
+    has_more: bool
+
+    @property
+    def first_id(self) -> str | None:
+        return self.rows[0].id if self.rows else None
+
+    @property
+    def last_id(self) -> str | None:
+        return self.rows[-1].id if self.rows else None
+
+
+def read_page(
+    session: Session,
+    entity: type[Row],
+    tenant_id: str,
+    *conditions: ColumnElement[bool],
+    after: str | None,
+    limit: int,
+    newest_first: bool = True,
+) -> Page[Row]:
+    """At most `limit` rows of the tenant after the row `after`. Raises UnknownCursorError.
+
+    The cursor's row need not meet the conditions: who deletes what a page shows can go on from its last row.
+    """
+    order = (entity.created_at, entity.id)
+    query = select(entity).where(entity.tenant_id == tenant_id, *conditions)
+    if after is not None:
+        cursor = session.execute(select(*order).where(entity.tenant_id == tenant_id, entity.id == after)).one_or_none()
+        if cursor is None:
+            raise UnknownCursorError
+        position = tuple_(*order)
+        query = query.where(position < tuple_(*cursor) if newest_first else position > tuple_(*cursor))
+    query = query.order_by(*(column.desc() if newest_first else column.asc() for column in order))
+    rows = session.execute(query.limit(limit + 1)).scalars().all()
+    return Page(rows=rows[:limit], has_more=len(rows) > limit)

@@ -1,0 +1,72 @@
+"""A real gateway on a free port, and the unmodified client of OpenAI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from gateway_helpers import Tenant, new_tenant, serve
+from sqlalchemy import Engine
+
+from pipeline.settings import get_settings
+
+
+@pytest.fixture
+def log_path(tmp_path: Path) -> Iterator[Path]:
+    """What is logged goes here. Not to pytest's stdout, which is no place to write to from a thread between tests."""
+    path = tmp_path / "log.jsonl"
+    with path.open("a", buffering=1) as file:
+        structlog.configure(
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(default=str),
+            ],
+            logger_factory=structlog.WriteLoggerFactory(file=file),
+        )
+        yield path
+        structlog.reset_defaults()
+
+
+@pytest.fixture
+def address(database: Engine, redis_url: str, log_path: Path) -> Iterator[str]:
+    with serve() as address:
+        yield address
+
+
+@pytest.fixture
+def join(address: str) -> Iterator[Callable[[str], Tenant]]:
+    """Makes tenants."""
+    tenants: list[Tenant] = []
+
+    def join(name: str) -> Tenant:
+        tenants.append(new_tenant(address, name))
+        return tenants[-1]
+
+    yield join
+    for tenant in tenants:
+        tenant.client.close()
+        tenant.http.close()
+
+
+@pytest.fixture
+def acme(join: Callable[[str], Tenant]) -> Tenant:
+    return join("acme")
+
+
+@pytest.fixture
+def globex(join: Callable[[str], Tenant]) -> Tenant:
+    return join("globex")
+
+
+@pytest.fixture
+def set_before_start(settings_env: pytest.MonkeyPatch) -> Callable[[str, object], None]:
+    """Sets a setting; takes effect for whatever reads it next."""
+
+    def set_setting(name: str, value: object) -> None:
+        settings_env.setenv("RYZANSTEIN_" + name, str(value))
+        get_settings.cache_clear()
+
+    return set_setting
