@@ -218,4 +218,4 @@ def count_crash_exposures(conn: Connection, request_ids: Iterable[int]) -> dict[
         ),
         {"ids": sorted(request_ids)},
     )
-    return dict(rows.tuples().all())
+    return {row.id: row.num_crash_exposures for row in rows}
