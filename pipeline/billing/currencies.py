@@ -1,0 +1,42 @@
+"""Amounts as people pay them: rounded once, to the currency's minor unit."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_UP, Context, Decimal
+
+#: Decimals of currencies that do not have two (ISO 4217).
+_CODES_BY_DECIMALS = {
+    decimals: codes.split()
+    for decimals, codes in (
+        (0, "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"),
+        (3, "BHD IQD JOD KWD LYD OMR TND"),
+        (4, "CLF UYW"),
+    )
+}
+
+#: As many digits as any sum of amounts has; the default context would round at 28.
+_WIDE = Context(prec=100)
+
+
+def minor_decimals(currency: str) -> int:
+    """Decimals of the currency's smallest unit: 2 for USD, 0 for JPY, 3 for KWD."""
+    return next((decimals for decimals, codes in _CODES_BY_DECIMALS.items() if currency in codes), 2)
+
+
+def round_to_minor(amount: Decimal, currency: str) -> Decimal:
+    """`amount` to the minor unit, half away from zero, as commerce does."""
+    unit = Decimal(1).scaleb(-minor_decimals(currency))
+    return amount.quantize(unit, rounding=ROUND_HALF_UP, context=_WIDE)
+
+
+def rounding_of(amount: Decimal, currency: str) -> Decimal:
+    """What rounding adds: exact amount + rounding = rounded amount."""
+    return _WIDE.subtract(round_to_minor(amount, currency), amount)
+
+
+def exact_text(amount: Decimal, currency: str) -> str:
+    """Every digit of `amount`, without needless zeros, with the currency's decimals at least."""
+    text = f"{amount:f}"
+    whole, _, decimals = text.partition(".")
+    decimals = decimals.rstrip("0").ljust(minor_decimals(currency), "0")
+    return f"{whole}.{decimals}" if decimals else whole
