@@ -5,8 +5,10 @@ PostgreSQL is the queue; a message in Redis is only a hint that there is work. I
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 from celery import Celery, signals
@@ -125,19 +127,21 @@ def _configuration() -> dict[str, Any]:
 
 
 class _Connection(Connection):
-    """Kombu's waits longer from try to try, up to 30 s, in which a worker takes nothing from a Redis that is back."""
+    """Kombu's, back soon after Redis is, and not undone by a message that is none."""
+
+    @cached_property
+    def connection_errors(self) -> tuple[type[BaseException], ...]:
+        """Errors after which a worker connects again; any other ends it."""
+        return (*super().connection_errors, json.JSONDecodeError, UnicodeDecodeError)
 
     def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs.setdefault("interval_step", 0)  # from the first pause of 2 s
+        kwargs.setdefault("interval_step", 0)  # else it tries every 2 s, then 4, and in the end every 30
         return super()._ensure_connection(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 class _AMQP(AMQP):  # type: ignore[misc]
     Connection = _Connection
 
-
-# At every lost connection it recommends what the settings above decide against.
-warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 app = Celery("ryzanstein", amqp=_AMQP, include=["pipeline.jobs.tasks"], set_as_current=True)
 # Read when first needed, so that importing this module needs no settings.
@@ -147,3 +151,9 @@ app.add_defaults(_configuration)
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _leave_logging_alone(**_: object) -> None:
     """That somebody listens to this signal keeps Celery from setting up logging."""
+
+
+@signals.celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def _drop_a_recommendation(**_: object) -> None:
+    """At every lost connection Celery warns of what the settings above decide on purpose."""
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
