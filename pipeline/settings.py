@@ -43,7 +43,10 @@ class Settings(BaseSettings):
 
     # --- planning and leases
     slice_tokens: int = Field(
-        65_536, gt=0, description="Size of a slice: prompt tokens and max_tokens of its requests together, at most."
+        65_536,
+        gt=0,
+        description="Size of a slice at most: prompt tokens and max_tokens of its requests together, but of each "
+        "request's max_tokens no more than 512, since most answers end long before.",
     )
     slice_requests: int = Field(2_048, gt=0, description="Most requests in a slice.")
     lease_seconds: float = Field(15.0, gt=0, description="Length of a lease; it is renewed four times within.")
