@@ -24,7 +24,14 @@ say where things are for the processes that it starts; all others can be set for
 | variable | type | default | meaning |
 | --- | --- | --- | --- |
 """
-_TYPES: dict[Any, str] = {str: "text", int: "whole number", float: "number", Decimal: "decimal", SecretStr: "secret", Path: "path"}
+_TYPES: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    Decimal: "decimal",
+    SecretStr: "secret",
+    Path: "path",
+}
 _BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 
 
