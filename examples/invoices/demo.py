@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from openai import APIError, DefaultHttpxClient, OpenAI
 from openai.types import Batch
 
-from examples.invoices.display import Display
+from examples.invoices.display import METERS, Display
 from examples.invoices.generate import Example, Invoice, Side, examples, side_of, write_batch
 from examples.invoices.stack import Stack, StackError, running_stack
 
@@ -169,12 +169,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def bill(stack: Stack, batch: Batch, folder: Path, display: Display) -> None:
-    """Shows the usage and the bill of the batch's month, and writes bill.json."""
+    """Shows the usage and the bill of the batch's month, and writes bill.json.
+
+    Raises DemoError if they count other requests or tokens than the downloaded answers.
+    """
     month = f"{datetime.fromtimestamp(batch.completed_at or batch.created_at, UTC):%Y-%m}"
-    display.usage(stack.report("usage", "--month", month))
-    statement = stack.report("bill", "--month", month)
-    display.bill(statement)
-    (folder / "bill.json").write_text(json.dumps(statement, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    usage = stack.report("usage", "--month", month)
+    bills = stack.report("bill", "--month", month)
+    (folder / "bill.json").write_text(json.dumps(bills, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    display.usage(usage)
+    display.bill(bills)
+    bodies = [line["response"]["body"] for line in read_lines(folder / "output.jsonl")]
+    answered = (len(bodies), sum(body["usage"]["total_tokens"] for body in bodies))
+    for name, lines in (("usage", usage), ("bill", [line for statement in bills for line in statement["lines"]])):
+        counted = (
+            sum(line["requests"] for line in lines),
+            sum(line[f"{meter}_tokens"] for line in lines for _, meter, _ in METERS),
+        )
+        if counted != answered:
+            raise DemoError(
+                f"The answers are {answered[0]} requests of {answered[1]} tokens, but the {name} counts "
+                f"{counted[0]} requests of {counted[1]} tokens."
+            )
 
 
 def main() -> None:

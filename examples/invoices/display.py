@@ -15,6 +15,12 @@ from rich.text import Text
 
 #: Where nobody watches a bar, a line this often, in seconds.
 PLAIN_SECONDS = 5.0
+#: What a bill's line charges for, with the beginnings of its fields' names.
+METERS = (
+    ("input", "input_uncached", "input"),
+    ("cached input", "input_cached", "cached_input"),
+    ("output", "output", "output"),
+)
 
 
 class BatchProgress:
@@ -98,27 +104,42 @@ class Display:
         for expected, content in wrong[:5]:
             self.note(f"  expected {expected}\n  came     {content}")
 
-    def usage(self, rows: Any) -> None:
-        """The usage table."""
-        self._console.print(_table("Usage", rows))
+    def usage(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """What `ryzanstein usage --json` says."""
+        table = Table("tenant", "model", title="Usage")
+        for name in ("requests", "input tokens", "cached", "output tokens", "engine s"):
+            table.add_column(name, justify="right")
+        for record in records:
+            figures = (record[name] for name in ("input_uncached_tokens", "input_cached_tokens", "output_tokens"))
+            table.add_row(
+                _plain(record["tenant"]),
+                _plain(record["model"]),
+                str(record["requests"]),
+                *(f"{figure:,}" for figure in figures),
+                f"{record['engine_ms'] / 1000:.1f}",
+            )
+        self._console.print(table)
 
-    def bill(self, statement: Any) -> None:
-        """The bill."""
-        self._console.print(_table("Bill", statement))
+    def bill(self, bills: Sequence[Mapping[str, Any]]) -> None:
+        """What `ryzanstein bill --json` says: amounts are strings and stay as they are."""
+        for bill in bills:
+            table = Table(title=f"Bill of {bill['tenant']} for {bill['month']}, in {bill['currency']}")
+            for name in ("", "tokens", "price of 1,000,000", "discount", "amount"):
+                table.add_column(name, justify="right" if name else "left")
+            for line in bill["lines"]:
+                for what, meter, price in METERS:
+                    table.add_row(
+                        _plain(f"{line['model']}: {what}"),
+                        f"{line[f'{meter}_tokens']:,}",
+                        line[f"{price}_price"],
+                        line["batch_discount"],
+                        line[f"{meter}_amount"],
+                    )
+            for name in ("rounding", "total"):
+                table.add_row(name, "", "", "", bill[name], style="bold" if name == "total" else None)
+            self._console.print(table)
 
 
 def _plain(text: str) -> Text:
     """Text in which brackets are no markup."""
     return Text(text)
-
-
-def _table(title: str, content: Any) -> Table:
-    """A table of a list of records, or of one record's fields, with figures on the right."""
-    records = content if isinstance(content, list) else [content]
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    table = Table(title=title)
-    for name in columns:
-        table.add_column(name, justify="right" if isinstance(records[0].get(name), int | float) else "left")
-    for record in records:
-        table.add_row(*(Text(str(record.get(name, ""))) for name in columns))
-    return table
