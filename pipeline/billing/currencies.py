@@ -35,8 +35,12 @@ def rounding_of(amount: Decimal, currency: str) -> Decimal:
 
 
 def exact_text(amount: Decimal, currency: str) -> str:
-    """Every digit of `amount`, without needless zeros, with the currency's decimals at least."""
-    text = f"{amount:f}"
-    whole, _, decimals = text.partition(".")
-    decimals = decimals.rstrip("0").ljust(minor_decimals(currency), "0")
+    """Every digit of `amount`, with the currency's decimals at least and no needless zeros."""
+    return decimal_text(amount, minor_decimals(currency))
+
+
+def decimal_text(number: Decimal, least_decimals: int = 0) -> str:
+    """Every digit of `number`, without an exponent, and without zeros at the end beyond `least_decimals`."""
+    whole, _, decimals = f"{number:f}".partition(".")
+    decimals = decimals.rstrip("0").ljust(least_decimals, "0")
     return f"{whole}.{decimals}" if decimals else whole

@@ -16,7 +16,7 @@ import typer
 from pipeline.errors import UserError
 
 #: In the order of `--help`. Each has `register(app)`; what a command needs is imported when it runs.
-_COMMANDS = ("stack", "server", "client", "admin", "doctor")
+_COMMANDS = ("stack", "server", "client", "admin", "reporting", "doctor")
 
 app = typer.Typer(
     name="ryzanstein",

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from billing_helpers import make_batch, make_key, rate, use
+from recorded_usage import make_batch, make_key, rate, use
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 

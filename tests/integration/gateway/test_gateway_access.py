@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from gateway_helpers import Tenant, error_of
+from running_gateways import Tenant, error_of
 from sqlalchemy import func, select, text, update
 
 from pipeline.tables import ApiKey, Batch, File, ServedModel

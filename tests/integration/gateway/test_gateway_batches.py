@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from gateway_helpers import Tenant, error_of
+from running_gateways import Tenant, error_of
 from sqlalchemy import func, select, update
 
 from pipeline.celery import PREPARE

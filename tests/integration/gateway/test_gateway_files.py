@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from gateway_helpers import Tenant, error_of, wait_for
+from running_gateways import Tenant, error_of, wait_for
 from sqlalchemy import func, text, update
 
 from pipeline.settings import get_settings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from gateway_helpers import Tenant, new_tenant, serve
+from running_gateways import Tenant, new_tenant, serve
 from sqlalchemy import Engine
 
 from pipeline.settings import get_settings

@@ -1,0 +1,201 @@
+"""Commands that use the service as a client does, through the stock `openai` package."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pipeline.cli.connecting import API_KEY, BASE_URL, DATA_DIR, JSON, open_client
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types import Batch
+
+#: Exit code where a batch has ended in another way than completed.
+NOT_COMPLETED = 3
+
+#: Errors of a failed batch that are printed; --json prints all of them.
+_SHOWN_ERRORS = 10
+
+_CHAT = "/v1/chat/completions"
+
+
+def register(app: typer.Typer) -> None:
+    for command in (submit, batches, watch, download, cancel):
+        app.command()(command)
+
+
+def submit(
+    file: Path = typer.Argument(help="Input file: one request per line, as for the OpenAI Batch API."),
+    wait: bool = typer.Option(False, "--wait", help="Wait for the end; exit code 3 if it is not `completed`."),
+    endpoint: str | None = typer.Option(None, help="Endpoint of the requests. (default: the url of the first line)"),
+    on_invalid: str | None = typer.Option(None, help="`skip` runs the good lines of a file that has bad ones."),
+    window: str = typer.Option("24h", help="Completion window: 24h, or others from 15m to 7d."),
+    metadata: list[str] = typer.Option([], help="KEY=VALUE to keep with the batch; may be repeated."),
+    data_dir: Path | None = DATA_DIR,
+    base_url: str | None = BASE_URL,
+    api_key: str | None = API_KEY,
+    as_json: bool = JSON,
+) -> None:
+    """Upload an input file and start a batch."""
+    pairs = dict(_pair(text) for text in metadata)
+    endpoint = endpoint or _first_url(file)
+    with open_client(data_dir, base_url, api_key) as client:
+        with _readable(file) as content:
+            uploaded = client.files.create(file=(file.name, content), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=uploaded.id,
+            endpoint=endpoint,  # type: ignore[arg-type]
+            completion_window=window,  # type: ignore[arg-type]
+            metadata=pairs or None,
+            extra_body={"on_invalid": on_invalid} if on_invalid else None,
+        )
+        if wait:
+            _wait(client, batch, as_json)
+            return
+    _print_batch(batch, as_json)
+
+
+def batches(
+    limit: int = typer.Option(20, min=1, max=100, help="How many."),
+    data_dir: Path | None = DATA_DIR,
+    base_url: str | None = BASE_URL,
+    api_key: str | None = API_KEY,
+    as_json: bool = JSON,
+) -> None:
+    """List batches, the newest first."""
+    with open_client(data_dir, base_url, api_key) as client:
+        found = client.batches.list(limit=limit).data
+    if as_json:
+        typer.echo(json.dumps([batch.model_dump(mode="json") for batch in found], indent=2))
+        return
+    from pipeline.cli.rendering import print_table
+
+    rows = [
+        [batch.id, batch.status, batch.model or "", str(counts.total), str(counts.completed), str(counts.failed)]
+        for batch in found
+        if (counts := batch.request_counts) is not None
+    ]
+    print_table(["batch", "status", "model", "#requests", "#completed", "#failed"], rows)
+
+
+def watch(
+    batch: str = typer.Argument(help="Id of a batch."),
+    data_dir: Path | None = DATA_DIR,
+    base_url: str | None = BASE_URL,
+    api_key: str | None = API_KEY,
+    as_json: bool = JSON,
+) -> None:
+    """Wait for the end of a batch; exit code 3 if it is not `completed`."""
+    with open_client(data_dir, base_url, api_key) as client:
+        _wait(client, client.batches.retrieve(batch), as_json)
+
+
+def download(
+    batch: str = typer.Argument(help="Id of a batch."),
+    output: Path | None = typer.Option(None, help="Where to write the output file. (default: BATCH_output.jsonl)"),
+    errors: Path | None = typer.Option(None, help="Where to write the error file. (default: BATCH_errors.jsonl)"),
+    data_dir: Path | None = DATA_DIR,
+    base_url: str | None = BASE_URL,
+    api_key: str | None = API_KEY,
+    as_json: bool = JSON,
+) -> None:
+    """Write the output and error files of a batch; of one that still runs, the lines that are there."""
+    with open_client(data_dir, base_url, api_key) as client:
+        found = client.batches.retrieve(batch)
+        written = {
+            "output": _download(client, found.output_file_id, output or Path(f"{batch}_output.jsonl")),
+            "errors": _download(client, found.error_file_id, errors or Path(f"{batch}_errors.jsonl")),
+        }
+    if as_json:
+        typer.echo(json.dumps({"batch": found.id, "status": found.status, **written}))
+        return
+    for name, path in written.items():
+        typer.echo(f"{name}: {path or 'none'}")
+    if found.status not in ("completed", "failed", "expired", "cancelled"):
+        typer.echo(f"The batch is {found.status}: more lines may come.", err=True)
+
+
+def cancel(
+    batch: str = typer.Argument(help="Id of a batch."),
+    data_dir: Path | None = DATA_DIR,
+    base_url: str | None = BASE_URL,
+    api_key: str | None = API_KEY,
+    as_json: bool = JSON,
+) -> None:
+    """Stop a batch; what is finished is kept."""
+    with open_client(data_dir, base_url, api_key) as client:
+        cancelled = client.batches.cancel(batch)
+    _print_batch(cancelled, as_json)
+
+
+def _wait(client: OpenAI, batch: Batch, as_json: bool) -> None:
+    from pipeline.cli.watching import wait_for_end
+
+    ended = wait_for_end(client, batch)
+    _print_batch(ended, as_json)
+    if ended.status != "completed":
+        raise typer.Exit(NOT_COMPLETED)
+
+
+def _print_batch(batch: Batch, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(batch.model_dump(mode="json")))
+        return
+    counts = batch.request_counts
+    line = f"{batch.id} {batch.status}"
+    if counts is not None and counts.total:
+        line += f" ({counts.total} requests, {counts.completed} completed, {counts.failed} failed)"
+    typer.echo(line)
+    found = (batch.errors.data if batch.errors else None) or []
+    for error in found[:_SHOWN_ERRORS]:
+        where = f"line {error.line}: " if error.line else ""
+        typer.echo(f"  {where}{error.message} ({error.code})", err=True)
+    if len(found) > _SHOWN_ERRORS:
+        typer.echo(f"  and {len(found) - _SHOWN_ERRORS} more; --json shows all", err=True)
+
+
+def _download(client: OpenAI, file_id: str | None, path: Path) -> str | None:
+    """Write a file under a temporary name first, so that a download that breaks leaves no half file."""
+    if file_id is None:
+        return None
+    partial = path.with_name(path.name + ".part")
+    try:
+        with client.files.with_streaming_response.content(file_id) as response:
+            response.stream_to_file(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"Can't write {path}: {error.strerror}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return str(path)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--metadata")
+    return key, value
+
+
+def _readable(file: Path) -> Any:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UserError(f"Can't read {file}: {error.strerror}.") from None
+
+
+def _first_url(file: Path) -> str:
+    """The endpoint that the first request names; where it names none, the gateway will say what is wrong with it."""
+    with _readable(file) as content:
+        try:
+            first = json.loads(content.readline(1024**2))
+        except ValueError:
+            return _CHAT
+    url = first.get("url") if isinstance(first, dict) else None
+    return url if isinstance(url, str) else _CHAT
