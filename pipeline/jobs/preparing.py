@@ -73,7 +73,7 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
     num_preparations = 0
     try:
         with engine.connect() as conn, conn.begin():
-            if not _lock(conn, batch_id):
+            if not try_lock(conn, batch_id):
                 return None
             with Session(conn) as session:
                 batch = session.scalars(select(Batch).where(Batch.id == batch_id, _DUE)).one_or_none()
@@ -102,6 +102,11 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
     log.info("batch prepared", batch=batch_id, status=status.value)
     outbox.publish_soon(engine)
     return status
+
+
+def try_lock(conn: Connection, batch_id: str) -> bool:
+    """Keep others from preparing this batch until the end of the transaction; False if another is at it."""
+    return bool(conn.scalar(select(func.pg_try_advisory_xact_lock(_LOCK_CLASS, func.hashtext(batch_id)))))
 
 
 def _prepare(conn: Connection, batch: Batch, storage_key: str | None, settings: Settings) -> BatchStatus:
@@ -175,11 +180,6 @@ def _give_up(engine: Engine, batch_id: str, error: Exception) -> BatchStatus | N
             .on_conflict_do_nothing()
         )
         return BatchStatus.FAILED if _refuse(conn, batch_id) else None
-
-
-def _lock(conn: Connection, batch_id: str) -> bool:
-    """Until the end of the transaction; False if another has it."""
-    return bool(conn.scalar(select(func.pg_try_advisory_xact_lock(_LOCK_CLASS, func.hashtext(batch_id)))))
 
 
 def _count_preparation(engine: Engine, batch_id: str, settings: Settings) -> int:

@@ -18,6 +18,7 @@ from pipeline.celery import BROKER_ERRORS, CONTROL_QUEUE, PREPARE, generate_queu
 from pipeline.jobs import outbox
 from pipeline.jobs.ending import end_slices, end_waiting_requests
 from pipeline.jobs.finalizing import finalize
+from pipeline.jobs.preparing import try_lock
 from pipeline.settings import get_settings
 from pipeline.tables import Batch, BatchStatus, File, Group, GroupState, OutboxMessage, OutcomeKind
 from pipeline.tables.session import connection, get_engine
@@ -134,18 +135,18 @@ def prepare_forgotten(engine: Engine) -> int:
     grace = timedelta(seconds=get_settings().sweep_seconds)
     is_due = func.coalesce(Batch.prepare_after, Batch.created_at + grace) <= func.now()
     is_on_its_way = exists().where(OutboxMessage.task == PREPARE)
-    query = (
+    forgotten = (
         select(Batch.id)
         .where(Batch.status == BatchStatus.VALIDATING, is_due, ~is_on_its_way)
         .order_by(Batch.created_at)
-        .limit(1)
+        .limit(_PAGE)
     )
     with connection(engine) as conn:
-        batch_id = conn.scalar(query)
-        if batch_id is None:
-            return 0
-        outbox.add(conn, queue=CONTROL_QUEUE, task=PREPARE, args=[batch_id])
-    return 1
+        for batch_id in conn.scalars(forgotten).all():
+            if try_lock(conn, batch_id):  # else it is being prepared, and takes its time
+                outbox.add(conn, queue=CONTROL_QUEUE, task=PREPARE, args=[batch_id])
+                return 1
+    return 0
 
 
 _PENDING: Final = text("""

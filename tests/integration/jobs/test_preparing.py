@@ -200,6 +200,16 @@ def test_the_sweeper_finds_a_batch_whose_message_was_lost(bench: Bench, settings
     assert sweeping.prepare_forgotten(bench.engine) == 0, "one message is enough"
 
 
+def test_the_sweeper_leaves_a_batch_alone_that_is_being_prepared(bench: Bench) -> None:
+    batch_id = bench.submit(request_lines(1))
+    bench.execute("DELETE FROM outbox")
+    bench.execute("UPDATE batches SET created_at = created_at - interval '1 minute'")
+    with bench.engine.begin() as conn:
+        assert preparing.try_lock(conn, batch_id)
+        assert sweeping.prepare_forgotten(bench.engine) == 0
+    assert sweeping.prepare_forgotten(bench.engine) == 1
+
+
 def test_a_batch_that_is_to_be_tried_again_is_left_alone_until_then(
     bench: Bench, settings_env: pytest.MonkeyPatch
 ) -> None:
