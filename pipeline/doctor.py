@@ -6,19 +6,18 @@ import json
 import platform
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from urllib.error import HTTPError
 
 from redis import Redis, RedisError
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import ConfigurationError, PipelineError
+from pipeline.http_probe import http_status
 from pipeline.model_folder import resolve_model
 from pipeline.settings import PREFIX, Settings, get_settings
 from pipeline.storage import check_writable
@@ -28,7 +27,6 @@ from pipeline.tables.session import connection, get_engine
 from pipeline.tokenization import Tokenizer
 
 _PACKAGES = ("torch", "celery", "kombu", "redis", "sqlalchemy", "psycopg", "fastapi", "openai", "flower")
-_HTTP_SECONDS = 3.0
 _TORCH_SECONDS = 120.0
 #: torch is not for this process to import; another one says what it finds.
 _ASK_TORCH = (
@@ -137,7 +135,7 @@ def _storage(settings: Settings) -> Iterator[Finding]:
 
 def _gateway(settings: Settings) -> Iterator[Finding]:
     url = settings.base_url.rstrip("/").removesuffix("/v1") + "/readyz"
-    if _http_status(url) == 200:
+    if http_status(url) == 200:
         yield Finding(subject="gateway", verdict=Verdict.OK, detail=f"{settings.base_url} is ready")
     else:
         yield _warning("gateway", f"{url} does not answer", f"Start `ryzanstein gateway`, or set {PREFIX}BASE_URL.")
@@ -145,7 +143,7 @@ def _gateway(settings: Settings) -> Iterator[Finding]:
 
 def _flower(settings: Settings) -> Iterator[Finding]:
     url = f"http://{settings.flower_host}:{settings.flower_port}/healthcheck"
-    if _http_status(url) == 200:
+    if http_status(url) == 200:
         yield Finding(subject="flower", verdict=Verdict.OK, detail=f"{url} answers")
     else:
         yield _warning("flower", f"{url} does not answer", "Start `ryzanstein flower` to watch the queues.")
@@ -179,16 +177,6 @@ def _torch() -> Finding:
         return _warning("torch", f"{torch_version} does not see the GPU", "Install a build of torch with CUDA.")
     where = ", ".join(gpus) if gpus else f"no GPU, {threads} CPU threads"
     return Finding(subject="torch", verdict=Verdict.OK, detail=f"{torch_version}, {where}")
-
-
-def _http_status(url: str) -> int | None:
-    try:
-        with urllib.request.urlopen(url, timeout=_HTTP_SECONDS) as response:  # noqa: S310  an address from the settings
-            return int(response.status)
-    except HTTPError as error:
-        return error.code
-    except (OSError, ValueError):
-        return None
 
 
 def _warning(subject: str, detail: str, advice: str) -> Finding:

@@ -6,10 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+from pipeline.http_probe import http_status
 from pipeline.processes import spawn
 from pipeline.stack.fleet import Fleet
 from pipeline.stack.options import devices_of_group
@@ -22,7 +22,6 @@ _PYTHON = (sys.executable, "-P", "-m")
 _CLI = (*_PYTHON, "pipeline.cli")
 #: In which order they end; PostgreSQL last, since everything else writes to it.
 _SERVERS = ("postgres", "redis")
-_HTTP_SECONDS = 3.0
 
 
 def servers(plan: StackPlan) -> list[Service]:
@@ -53,10 +52,10 @@ def applications(plan: StackPlan, fleet: Fleet) -> list[Service]:
     control = f"control@{socket.gethostname()}"
     groups = [_group(plan, fleet, index) for index in range(plan.options.groups)]
     return [
-        _application(plan, "gateway", [*_CLI, "gateway"], lambda _: answers(f"{plan.gateway_url}/readyz")),
+        _application(plan, "gateway", [*_CLI, "gateway"], lambda _: http_status(f"{plan.gateway_url}/readyz") == 200),
         _application(plan, "control", [*_CLI, "control"], lambda _: _celery_answers(control)),
         *groups,
-        _application(plan, "flower", [*_CLI, "flower"], lambda _: answers(f"{plan.flower_url}/healthcheck")),
+        _application(plan, "flower", [*_CLI, "flower"], lambda _: http_status(f"{plan.flower_url}/healthcheck") == 200),
     ]
 
 
@@ -122,15 +121,6 @@ def _application(
         stop_seconds=stop_seconds,
         hurry_signal=hurry_signal,
     )
-
-
-def answers(url: str) -> bool:
-    """Whether a GET of `url` is answered with success."""
-    try:
-        with urllib.request.urlopen(url, timeout=_HTTP_SECONDS) as response:  # noqa: S310  our own http address
-            return bool(response.status == 200)
-    except OSError:  # refused, timed out, or an answer that is no success
-        return False
 
 
 def _celery_answers(node: str) -> bool:

@@ -62,9 +62,14 @@ class StackState(BaseModel):
 
 
 def find_state(data_dir: DataDir) -> StackState | None:
-    """The last state that was written, whether or not the stack still runs; None if there is none that can be read."""
+    """The last state that was written, whether or not the stack still runs; None if there is none.
+
+    Raises UserError if it is another user's.
+    """
     try:
         return StackState.model_validate_json(data_dir.state_file.read_text())
+    except PermissionError:
+        raise UserError(f"The stack in {data_dir.root} is another user's: run this as that user.") from None
     except (FileNotFoundError, ValidationError):
         return None
 

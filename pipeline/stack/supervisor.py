@@ -180,6 +180,7 @@ class Supervisor:
         hurried: set[str] = set()
         killed: set[str] = set()
         for watched in stage:
+            log.info("%s stops", watched.service.name)
             _signal(watched, watched.service.stop_signal)
         started = time.monotonic()
         while alive := [watched for watched in stage if watched.is_alive()]:

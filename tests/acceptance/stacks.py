@@ -102,7 +102,13 @@ class RunningStack:
             fleet.close()
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.report["base_url"], api_key=self.report["api_key"], max_retries=2)
+        """The stock client; a proxy that the environment names knows nothing of our ports."""
+        return openai.OpenAI(
+            base_url=self.report["base_url"],
+            api_key=self.report["api_key"],
+            max_retries=2,
+            http_client=openai.DefaultHttpxClient(trust_env=False),
+        )
 
     def kill(self, *names: str) -> dict[str, int]:
         """SIGKILL processes by name, all at once; returns the pids that they had."""

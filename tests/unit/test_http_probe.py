@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from pipeline.http_probe import http_status
+from pipeline.processes import free_port
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/well" else 503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), _Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_status_is_told_whatever_it_is(server: str) -> None:
+    assert http_status(f"{server}/well") == 200
+    assert http_status(f"{server}/ill") == 503
+
+
+def test_a_proxy_is_not_asked_about_this_machine(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+
+    assert http_status(f"{server}/well") == 200
+
+
+def test_no_answer_is_none() -> None:
+    assert http_status(f"http://127.0.0.1:{free_port()}/") is None
+    assert http_status("gibberish") is None
