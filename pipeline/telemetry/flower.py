@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from flower.events import Events
 from flower.urls import settings as tornado_settings
 from tornado.options import options
 
-from pipeline.celery import app
+from pipeline.celery import RELAY, app
 from pipeline.errors import ConfigurationError
 from pipeline.settings import PREFIX, get_settings
 
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 
 #: Tasks that it remembers; the truth about batches is in SQL.
 _MAX_TASKS = 10_000
+#: Runs every second, and would push everything else out of the list.
+_UNSHOWN = frozenset({RELAY})
+#: Runs of these whose later events, which carry no name, may still come.
+_MAX_UNSHOWN = 1_000
 #: How soon it listens again after Redis went away, in seconds.
 _LISTEN_AGAIN = 2.0
 
@@ -39,6 +44,7 @@ class _Events(Events):  # type: ignore[misc]
     def __init__(self, *args: Any, on_worker: Callable[[str, bool], None], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._on_worker = on_worker
+        self._unshown: deque[str] = deque(maxlen=_MAX_UNSHOWN)
 
     def run(self) -> None:
         while True:
@@ -51,6 +57,10 @@ class _Events(Events):  # type: ignore[misc]
                 time.sleep(_LISTEN_AGAIN)
 
     def on_event(self, event: dict[str, Any]) -> None:
+        if event.get("name") in _UNSHOWN:
+            self._unshown.append(event["uuid"])
+        if event.get("uuid") in self._unshown:
+            return
         super().on_event(event)
         if event["type"].startswith("worker-"):
             self.io_loop.add_callback(self._on_worker, event["hostname"], event["type"] == "worker-online")

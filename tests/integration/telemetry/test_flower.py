@@ -18,7 +18,7 @@ import psutil
 import pytest
 from sqlalchemy import Engine
 
-from pipeline.celery import RELAY, app, queue
+from pipeline.celery import RELAY, SWEEP, app, queue
 from pipeline.errors import ConfigurationError
 from pipeline.processes import free_port, spawn, stop
 from pipeline.settings import PREFIX, get_settings
@@ -86,14 +86,17 @@ def test_workers_that_come_later_their_queues_and_tasks_are_shown(
             lambda: next((w for w in get(f"{url}/api/workers").items() if w[1].get("active_queues")), None)
         )
         app.conf.broker_url = get_settings().redis_url.get_secret_value()
-        app.send_task(RELAY, queue=queue("control"), argsrepr="")
+        app.send_task(SWEEP, queue=queue("control"), argsrepr="")
         task = wait_for(lambda: next((t for t in get(f"{url}/api/tasks").values() if t["state"] == "SUCCESS"), None))
+        names = {task["name"] for task in get(f"{url}/api/tasks").values()}
         queues = get(f"{url}/api/queues/length")["active_queues"]
     finally:
         stop(control)
 
     assert workers[0].startswith("control@")
-    assert task["name"].startswith("control.")
+    assert task["name"] == SWEEP
+    assert RELAY not in names
+    assert None not in names
     assert [queue["name"] for queue in queues] == ["control"]
 
 
