@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from pipeline.schemas.generation import MAX_TOP_LOGPROBS, GenerationParams
 from workers.backends.protocol import EngineRequest
 
+#: Most choices that one request may ask for: each is a sequence of its own.
+MAX_CHOICES = 128
+#: Of a token's bias, and of the penalties, either way.
+MAX_LOGIT_BIAS = 100.0
+MAX_PENALTY = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
@@ -32,29 +38,31 @@ def check_request(request: EngineRequest, *, vocab_size: int, context_length: in
         )
     if (problem := _parameter_problem(params, vocab_size)) is not None:
         return Rejection("invalid_parameter", problem)
+    if not -(2**63) <= request.seed < 2**63 or (params.seed is not None and not -(2**63) <= params.seed < 2**63):
+        return Rejection("invalid_parameter", "seed must fit into 64 bits.")
     return None
 
 
 def _parameter_problem(params: GenerationParams, vocab_size: int) -> str | None:
     if params.max_tokens < 1:
         return f"max_tokens is {params.max_tokens}; it must be at least 1."
-    if params.n < 1:
-        return f"n is {params.n}; it must be at least 1."
+    if not 1 <= params.n <= MAX_CHOICES:
+        return f"n is {params.n}; it must be from 1 to {MAX_CHOICES}."
     if not (math.isfinite(params.temperature) and params.temperature >= 0):
         return f"temperature is {params.temperature}; it must be a number from 0."
     if not 0 < params.top_p <= 1:
         return f"top_p is {params.top_p}; it must be above 0 and at most 1."
-    if params.top_k < 0:
-        return f"top_k is {params.top_k}; it must be at least 0, where 0 is off."
+    if not 0 <= params.top_k < 2**31:
+        return f"top_k is {params.top_k}; it must be from 0, where 0 is off, to {2**31 - 1}."
     if params.logprobs is not None and not 0 <= params.logprobs <= MAX_TOP_LOGPROBS:
         return f"logprobs is {params.logprobs}; it must be from 0 to {MAX_TOP_LOGPROBS}."
     for name in ("presence_penalty", "frequency_penalty"):
-        if not math.isfinite(value := getattr(params, name)):
-            return f"{name} is {value}; it must be a finite number."
+        if not abs(value := getattr(params, name)) <= MAX_PENALTY:
+            return f"{name} is {value}; it must be from {-MAX_PENALTY:g} to {MAX_PENALTY:g}."
     if any(not 0 <= token_id < vocab_size for token_id in params.logit_bias):
         return f"logit_bias names a token id outside the vocabulary; ids are 0 to {vocab_size - 1}."
-    if not all(map(math.isfinite, params.logit_bias.values())):
-        return "logit_bias has a value that is not a finite number."
+    if any(not abs(bias) <= MAX_LOGIT_BIAS for bias in params.logit_bias.values()):
+        return f"logit_bias has a value that is not from {-MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}."
     if not all(params.stop):
         return "stop has an empty string; leave it out."
     return None
