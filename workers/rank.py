@@ -119,12 +119,13 @@ def _lead(
         eos_token_ids={*config.eos_token_ids, *tokenizer.eos_token_ids},
         prefix_salt=config.prefix_salt,
     )
-    warm_up(core)
+    token_seconds = warm_up(core, config.context_length)
     parent.send(
         Ready(
             vocab_size=config.vocab_size,
             context_length=config.context_length,
             num_kv_tokens=num_blocks * options.block_size,
+            full_step_seconds=token_seconds * options.step_tokens,
         )
     )
     run_loop(core, parent)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Collection
+
+import structlog
 
 from workers.backends.protocol import (
     EngineRequest,
@@ -24,15 +25,19 @@ from workers.engine.options import EngineOptions
 
 __all__ = ["EngineOptions", "NativeEngine"]
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 #: How often the ranks are looked at while they say nothing, in seconds.
 WATCH_SECONDS = 0.25
 #: How often to look for ranks that a signal stopped, in seconds; the second look in a row counts.
 STOPPED_SECONDS = 1.0
+#: A look that comes later than this finds that this process was stopped, or its machine, in seconds.
+PAUSE_SECONDS = 2.0
 #: Wait before a restart: none after the first crash of the window, then this, doubling up to the largest, in seconds.
 FIRST_BACKOFF_SECONDS = 0.5
 LARGEST_BACKOFF_SECONDS = 30.0
+#: A step counts as a hang when it takes so many times as long as a full step should, if that is above the deadline.
+SLOW_STEP = 10.0
 
 
 class NativeEngine:
@@ -174,7 +179,7 @@ class NativeEngine:
 
     def _watch(self, ranks: Ranks) -> str | None:
         """Serve the ranks until they crash, and return why; None when the engine is to stop."""
-        looked_at = time.monotonic()
+        seen_at = looked_at = time.monotonic()
         while not self._is_stopping.is_set():
             self._take(ranks.receive(WATCH_SECONDS))
             if ranks.has_failed:
@@ -182,13 +187,18 @@ class NativeEngine:
                 self._take(ranks.receive(0))
                 return reason
             now = time.monotonic()
+            if now - seen_at > PAUSE_SECONDS:
+                # It was we who stood still: whether the ranks did is to be seen from now on.
+                with self._changed:
+                    self._progressed_at = now
+            seen_at = now
             if now - looked_at >= STOPPED_SECONDS:
                 looked_at = now
                 if (rank := ranks.find_stopped()) is not None:
                     return f"rank {rank} (process {ranks.pids[rank]}) was stopped by a signal"
-            if self._seconds_without_progress(now) > self._options.step_seconds:
+            if self._seconds_without_progress(now) > (deadline := self._step_deadline()):
                 ranks.dump_stacks()
-                return f"no step ended within {self._options.step_seconds:g} seconds (setting step_seconds)"
+                return f"no step ended within {deadline:g} seconds (setting step_seconds)"
         return None
 
     def _take(self, messages: list[FromRank]) -> None:
@@ -210,13 +220,19 @@ class NativeEngine:
         with self._changed:
             return now - self._progressed_at if self._in_flight else 0.0
 
+    def _step_deadline(self) -> float:
+        """In seconds. On a slow device a full step of a large model may well take longer than the setting."""
+        with self._changed:
+            expected = self._ready.full_step_seconds if self._ready is not None else 0.0
+        return max(self._options.step_seconds, round(SLOW_STEP * expected, 1))
+
     def _lose(self, reason: str) -> None:
         """The ranks are gone: report what ran in them, and count the crash."""
         now = time.monotonic()
         self._crashes.append(now)
         while now - self._crashes[0] > self._options.crash_window_seconds:
             self._crashes.popleft()
-        log.error("The engine crashed: %s.", reason)
+        log.error("the engine crashed", reason=reason)
         with self._changed:
             self._state, self._reason = EngineState.RESTARTING, reason
             self._ranks = None
@@ -238,13 +254,13 @@ class NativeEngine:
                     return None
                 self._lose(str(error))
                 continue
-            log.info("The engine is ready again.")
+            log.info("the engine is ready again", ranks=ranks.pids)
             return ranks
         window = self._options.crash_window_seconds
         with self._changed:
             self._state = EngineState.DEGRADED
             self._reason = f"{len(self._crashes)} crashes within {window:g} seconds, the last: {self._reason}"
-            log.error("The engine takes nothing more: %s.", self._reason)
+            log.error("the engine takes nothing more", reason=self._reason)
             self._report_crashed(list(self._in_flight), self._reason)
         return None
 
@@ -259,7 +275,7 @@ class NativeEngine:
             self._ranks = ranks
         try:
             ready = ranks.wait_ready(self._is_stopping)
-        except EngineStartError:
+        except BaseException:
             with self._changed:
                 self._ranks = None
             raise
@@ -286,4 +302,12 @@ class NativeEngine:
 
     def _report_crashed(self, ids: Collection[str], reason: str) -> None:
         for request_id in ids:
-            self._end(Outcome(id=request_id, status=OutcomeStatus.CRASHED, error_message=reason))
+            num_prompt_tokens = len(self._in_flight[request_id].prompt_token_ids)
+            self._end(
+                Outcome(
+                    id=request_id,
+                    status=OutcomeStatus.CRASHED,
+                    num_prompt_tokens=num_prompt_tokens,
+                    error_message=reason,
+                )
+            )

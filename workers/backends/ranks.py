@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
 import signal
@@ -16,6 +15,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 import psutil
+import structlog
 
 from pipeline.settings import PREFIX
 from workers.backends.protocol import EngineStartError
@@ -23,7 +23,7 @@ from workers.engine.messages import Channel, ChannelClosed, Failed, FromRank, Me
 from workers.engine.options import EngineOptions
 from workers.rendezvous import Rendezvous
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 #: After the first sign of a failure, how long to wait for the rank that knows why, in seconds.
 DIAGNOSIS_SECONDS = 0.5
@@ -93,25 +93,28 @@ class Ranks:
         return bool(self._ended)
 
     def wait_ready(self, is_cancelled: threading.Event) -> Ready:
-        """Return when rank 0 is warm.
+        """Return when rank 0 is warm. Whatever is raised instead, all ranks are gone then.
 
-        Raises EngineStartError with what the rank that failed says; then, as when cancelled, all ranks are gone.
+        Raises EngineStartError with what the rank that failed says.
         """
+        try:
+            return self._wait_ready(is_cancelled)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_ready(self, is_cancelled: threading.Event) -> Ready:
         deadline = time.monotonic() + self._options.start_seconds
-        while time.monotonic() < deadline and not is_cancelled.is_set():
+        while time.monotonic() < deadline:
             for message in self.receive(_POLL_SECONDS):
                 if isinstance(message, Ready):
                     self._rendezvous.remove()
                     return message
             if self.has_failed:
-                reason = self.diagnose()
-                self.kill()
-                raise EngineStartError(reason)
-        if not is_cancelled.is_set():
-            self.dump_stacks()
-        self.kill()
-        if is_cancelled.is_set():
-            raise EngineStartError("The engine was stopped while it started.")
+                raise EngineStartError(self.diagnose())
+            if is_cancelled.is_set():
+                raise EngineStartError("The engine was stopped while it started.")
+        self.dump_stacks()
         raise EngineStartError(
             f"The engine was not ready after {self._options.start_seconds:g} seconds; "
             "the log holds what its ranks were doing."
@@ -215,7 +218,7 @@ class Ranks:
             try:
                 process.wait(KILL_SECONDS)
             except subprocess.TimeoutExpired:
-                log.error("Rank process %d was killed but does not end; its device may be stuck.", process.pid)
+                log.error("a rank was killed but does not end; its device may be stuck", pid=process.pid)
         if self._sender.is_alive():
             # The pipe is closed only when nobody writes to it any more: its number may soon be another file's.
             self._outbox.put(None)

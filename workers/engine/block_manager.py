@@ -50,6 +50,11 @@ class BlockManager:
         return len(self._blocks)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that all blocks together hold."""
+        return len(self._blocks) * self.block_size
+
+    @property
     def num_unreferenced_blocks(self) -> int:
         return len(self._unreferenced)
 

@@ -167,8 +167,9 @@ class EngineCore:
         num_tokens: Counter[str] = Counter()
         for entry in plan.scheduled:
             num_tokens[entry.sequence.request_id] += entry.num_tokens
+        token_ms = step_ms / num_tokens.total()
         for request_id, num in num_tokens.items():
-            self._requests[request_id].engine_ms += step_ms * num / plan.num_tokens
+            self._requests[request_id].engine_ms += token_ms * num
 
     def _end(
         self,
@@ -183,9 +184,8 @@ class EngineCore:
         return state.outcome(status, error_code, error_message)
 
     def _describe_oversized(self, sequence: Sequence) -> str:
-        blocks = self.scheduler.block_manager
         return (
             f"The request came to {sequence.num_tokens} tokens, but the KV cache of the group holds "
-            f"{blocks.num_blocks * blocks.block_size}. Send a shorter prompt or a lower max_tokens, "
+            f"{self.scheduler.block_manager.num_tokens}. Send a shorter prompt or a lower max_tokens, "
             "or give the group more memory."
         )

@@ -22,20 +22,39 @@ from workers.engine.messages import (
 
 #: Least time between two heartbeats of a busy engine, in seconds.
 HEARTBEAT_SECONDS = 0.1
+#: Length of the prompt that is timed, in tokens: long enough to keep a device busy.
+WARM_UP_TOKENS = 64
 
 
 class WarmUpError(Exception):
     """The model can't generate."""
 
 
-def warm_up(core: EngineCore) -> None:
-    """Generate a token through all ranks; only then is an engine ready. Raises WarmUpError."""
-    params = GenerationParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-    core.submit(EngineRequest(id="warm-up", prompt_token_ids=[0], params=params, seed=0))
+def warm_up(core: EngineCore, context_length: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Generate through all ranks; only then is an engine ready.
+
+    Returns the seconds that a token of a prompt takes. Raises WarmUpError.
+    """
+    _generate(core, num_prompt_tokens=1)
+    num_prompt_tokens = max(1, min(WARM_UP_TOKENS, context_length - 1, core.scheduler.block_manager.num_tokens - 1))
+    began = clock()
+    _generate(core, num_prompt_tokens)
+    return (clock() - began) / num_prompt_tokens
+
+
+def _generate(core: EngineCore, num_prompt_tokens: int) -> None:
+    request = EngineRequest(
+        id="warm-up",
+        prompt_token_ids=[0] * num_prompt_tokens,
+        params=GenerationParams(max_tokens=1, temperature=0.0, ignore_eos=True),
+        seed=0,
+        cache_salt="warm-up",
+    )
+    core.submit(request)
     while not (outcomes := core.run(core.plan())):
         pass
     if outcomes[0].status is not OutcomeStatus.FINISHED:
-        raise WarmUpError(f"The first token could not be generated: {outcomes[0].error_message}")
+        raise WarmUpError(f"The first tokens could not be generated. {outcomes[0].error_message}")
 
 
 def run_loop(core: EngineCore, parent: Channel[ToRank], clock: Callable[[], float] = time.monotonic) -> None:

@@ -50,6 +50,8 @@ class Ready(Message, frozen=True, kw_only=True):
     #: Longest prompt + answer, in tokens.
     context_length: int
     num_kv_tokens: int
+    #: How long a step of the whole token budget should take, from the time that a short prompt took.
+    full_step_seconds: float
 
 
 class Admitted(Message, frozen=True, kw_only=True):

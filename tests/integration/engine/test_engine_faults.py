@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_a_rank_that_hangs_is_noticed_by_the_step_deadline(
     start: Callable[..., NativeEngine], monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     monkeypatch.setattr(ranks, "_is_stopped", lambda pid: False)
-    engine = start(step_seconds=3.0)
+    engine = start(step_seconds=3.0, step_tokens=16)
     submit_and_wait_until_it_runs(engine, "a")
     before = engine.health().rank_pids
     os.kill(before[rank], signal.SIGSTOP)
@@ -176,6 +177,7 @@ def test_ranks_are_out_of_reach_of_the_terminal_and_of_a_service_managers_sigter
 
 PARENT = """
 import sys
+import threading
 from workers.backends.native import EngineOptions, NativeEngine
 from workers.backends.protocol import EngineRequest
 from pipeline.schemas.generation import GenerationParams
@@ -198,3 +200,25 @@ def test_ranks_end_with_a_parent_that_is_killed(folder: Path) -> None:
         assert all(psutil.pid_exists(pid) for pid in pids)
         parent.kill()
         wait_until_gone(pids)
+
+
+def test_a_pause_of_the_parent_is_no_hang_of_the_ranks(
+    start: Callable[..., NativeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(tp=1, step_seconds=3.0, step_tokens=16)
+    submit_and_wait_until_it_runs(engine, "a")
+    resumed = threading.Event()
+    receive = ranks.Ranks.receive
+
+    def receive_after_a_pause(self: ranks.Ranks, timeout: float) -> list[object]:
+        """As after SIGSTOP and SIGCONT: time has passed, and the wait says that nothing came."""
+        if not resumed.is_set():
+            resumed.wait(4.0)
+            resumed.set()
+            return []
+        return receive(self, timeout)  # type: ignore[return-value]
+
+    monkeypatch.setattr(ranks.Ranks, "receive", receive_after_a_pause)
+    wait_until(resumed.is_set, "the pause to end")
+    assert take(engine, 1)["a"].status is OutcomeStatus.FINISHED
+    assert engine.health().num_restarts == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,3 +145,8 @@ def test_a_folder_of_the_same_name_where_the_command_is_given_is_not_run(
     engine.start()
     engine.stop()
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_the_parent_of_the_ranks_needs_no_torch() -> None:
+    code = "import sys, workers.backends.native; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
