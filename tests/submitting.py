@@ -112,7 +112,7 @@ class Bench:
                 )
                 for request in load_requests(conn, claimed)[:count]
             ]
-            return record_outcomes(conn, outcomes)
+            return record_outcomes(conn, outcomes) if outcomes else Recorded(frozenset(), frozenset(), ())
 
     def batch(self, batch_id: str) -> Batch:
         with Session(self.engine) as session:
