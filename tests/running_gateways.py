@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import httpx2
 import openai
 import uvicorn
+from fastapi import FastAPI
 
 from pipeline.gateway import create_app
 from pipeline.tables.session import transaction
@@ -30,9 +31,9 @@ class Tenant:
 
 
 @contextmanager
-def serve() -> Iterator[str]:
+def serve(app: FastAPI | None = None) -> Iterator[str]:
     """A gateway with the present settings; gives its address."""
-    config = uvicorn.Config(create_app(), host="127.0.0.1", port=0, log_config=None, access_log=False)
+    config = uvicorn.Config(app or create_app(), host="127.0.0.1", port=0, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

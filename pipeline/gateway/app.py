@@ -7,14 +7,22 @@ from fastapi.routing import APIRoute
 
 from pipeline.gateway import batches, files, health, models
 from pipeline.gateway.errors import add_error_handlers
-from pipeline.gateway.middleware import DeadlineMiddleware, LimitsMiddleware, RequestMiddleware
+from pipeline.gateway.middleware import (
+    ANSWER_SECONDS,
+    UPLOAD_ANSWER_SECONDS,
+    DeadlineMiddleware,
+    LimitsMiddleware,
+    RequestMiddleware,
+)
 from pipeline.schemas.errors import ErrorResponse
 
 _DESCRIPTION = "Batch generation on GPUs you own. Objects, limits and errors are those of the OpenAI Batch API."
 
 
-def create_app() -> FastAPI:
-    """The gateway as an ASGI application; it keeps no state."""
+def create_app(
+    *, answer_seconds: float = ANSWER_SECONDS, upload_answer_seconds: float = UPLOAD_ANSWER_SECONDS
+) -> FastAPI:
+    """The gateway as an ASGI application; it keeps no state. Every answer begins within these times."""
     app = FastAPI(
         title="Ryzanstein",
         description=_DESCRIPTION,
@@ -30,7 +38,7 @@ def create_app() -> FastAPI:
     add_error_handlers(app)
     # The last one added is the first to see a request.
     app.add_middleware(LimitsMiddleware)
-    app.add_middleware(DeadlineMiddleware)
+    app.add_middleware(DeadlineMiddleware, seconds=answer_seconds, upload_seconds=upload_answer_seconds)
     app.add_middleware(RequestMiddleware)
     return app
 

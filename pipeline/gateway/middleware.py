@@ -129,7 +129,7 @@ class DeadlineMiddleware:
     The work goes on in its thread, which can't be stopped; its answer is thrown away.
     """
 
-    def __init__(self, app: ASGIApp, seconds: float = ANSWER_SECONDS, upload_seconds: float = UPLOAD_ANSWER_SECONDS):
+    def __init__(self, app: ASGIApp, *, seconds: float, upload_seconds: float) -> None:
         self.app = app
         self.seconds = seconds
         self.upload_seconds = upload_seconds
