@@ -92,3 +92,22 @@ def test_too_few_gpus_are_said_before_anything_starts(monkeypatch: pytest.Monkey
 
     with pytest.raises(UserError, match="--groups 1 --tp 2 needs 2 GPUs, and 1 can be seen"):
         devices_of_group(options, 0)
+
+
+def test_a_group_that_can_not_start_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    done = run("worker", str(tmp_path), "--engine", "echo")
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "has no config.json" in done.stderr
+
+
+def test_the_group_takes_every_option_that_the_command_hands_on() -> None:
+    done = subprocess.run([sys.executable, "-m", "workers", "--help"], capture_output=True, text=True, timeout=60)
+    worker = typer.main.get_command(cli.app).commands["worker"]  # type: ignore[attr-defined]
+    options = {option for parameter in worker.params for option in parameter.opts if option.startswith("--")}
+
+    assert options >= {"--tp", "--device", "--dtype", "--engine", "--name", "--model-name"}
+    for option in options - {"--help"}:
+        assert option in done.stdout

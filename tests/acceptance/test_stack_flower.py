@@ -1,0 +1,47 @@
+"""What Flower and doctor show of a running stack."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.request
+from typing import Any
+
+import openai
+from batch_jobs import lines_of, submit, wait_for_end
+from stacks import RunningStack, wait_for
+
+
+def get(stack: RunningStack, path: str) -> Any:
+    login = f"{stack.report['flower_user']}:{stack.report['flower_password']}"
+    request = urllib.request.Request(stack.report["flower_url"] + path)
+    request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=10) as response:
+        return json.loads(response.read())
+
+
+def test_flower_shows_the_workers_their_queues_and_readable_tasks(stack: RunningStack, client: openai.OpenAI) -> None:
+    batch = wait_for_end(client, submit(client, lines_of(3)).id)
+    assert batch.status == "completed"
+
+    def find_tasks() -> dict[str, dict[str, Any]] | None:
+        ended = {task["name"]: task for task in get(stack, "/api/tasks").values() if task["state"] == "SUCCESS"}
+        return ended if {"control.prepare", "generate.slice"} <= set(ended) else None
+
+    tasks = wait_for(find_tasks, "the tasks of the batch")
+    assert tasks["control.prepare"]["args"] == f"batch={batch.id}"
+    assert tasks["generate.slice"]["args"] == "model=tiny"
+
+    workers = wait_for(lambda: get(stack, "/api/workers"), "the workers")
+    assert {name.split("@")[0] for name in workers} == {"control", "group-0"}
+    queues = get(stack, "/api/queues/length")["active_queues"]
+    assert queues == [{"name": "control", "messages": 0}, {"name": "generate.tiny", "messages": 0}]
+
+
+def test_doctor_finds_a_running_stack_healthy(stack: RunningStack) -> None:
+    done = stack.run("doctor", "--json")
+
+    findings = json.loads(done.stdout)["findings"]
+    assert done.returncode == 0, done.stdout
+    assert {finding["verdict"] for finding in findings} == {"ok"}
