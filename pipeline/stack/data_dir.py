@@ -95,9 +95,9 @@ class DataDir:
             )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            self.lock_file.touch()  # first, since it marks the folder as ours
             for folder in (self.blobs, self.logs):
                 folder.mkdir(mode=0o700, exist_ok=True)
-            self.lock_file.touch()  # marks the folder as ours
         except OSError as error:
             raise DataDirError(f"Can't use {self.root} as data folder: {error.strerror}.") from None
 

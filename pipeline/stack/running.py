@@ -124,4 +124,7 @@ class _Run:
         )
 
     def _write_state(self) -> None:
-        self._state().write(self._plan.data_dir)
+        try:
+            self._state().write(self._plan.data_dir)
+        except OSError as error:  # a full disk, say; the stack is worth more than what is said about it
+            log.warning("the state of the stack could not be written: %s", error.strerror)

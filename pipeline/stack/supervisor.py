@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import PipelineError, UserError
 from pipeline.stack.state import ProcessPhase, ProcessState
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Service:
 
     name: str
     launch: Callable[[], subprocess.Popen[bytes]]
-    #: Asked with the pid; must answer within a second or so, and never raise for a service that is not there yet.
+    #: Asked with the pid; must answer within a second or so.
     is_ready: Callable[[int], bool]
     log_path: Path
     #: Services that must be ready before this one is started.
@@ -167,7 +167,7 @@ class Supervisor:
             _bury(watched, now)
         elif watched.phase is not ProcessPhase.RUNNING and now >= watched.next_ask:
             watched.next_ask = now + _ASK
-            if watched.service.is_ready(watched.process.pid):
+            if _is_ready(watched.service, watched.process.pid):
                 watched.phase, watched.was_ready, watched.reason, watched.ready_at = (
                     ProcessPhase.RUNNING,
                     True,
@@ -202,7 +202,11 @@ class Supervisor:
 def _launch(watched: _Watched, now: float) -> None:
     path = watched.service.log_path
     watched.log_start = path.stat().st_size if path.exists() else 0
-    watched.process = watched.service.launch()
+    try:
+        watched.process = watched.service.launch()
+    except (OSError, PipelineError) as error:
+        _plan_next(watched, now, f"could not be started ({error})")
+        return
     watched.launched_at = watched.next_ask = now
     if watched.was_ready:
         watched.restarts += 1
@@ -213,14 +217,26 @@ def _bury(watched: _Watched, now: float) -> None:
     assert watched.process is not None
     if watched.phase is ProcessPhase.RUNNING and now > watched.ready_at + _STEADY:
         watched.num_deaths = 0
+    _plan_next(watched, now, _how_it_ended(watched.process.returncode))
+    watched.process = None
+
+
+def _plan_next(watched: _Watched, now: float, reason: str) -> None:
     wait = _BACKOFF[min(watched.num_deaths, len(_BACKOFF) - 1)]
     watched.num_deaths += 1
     watched.next_launch = now + wait
-    watched.reason = _how_it_ended(watched.process.returncode)
+    watched.reason = reason
     if watched.was_ready:
         watched.phase = ProcessPhase.RESTARTING
-        log.warning("%s %s; it is started again in %g s", watched.service.name, watched.reason, wait)
-    watched.process = None
+        log.warning("%s %s; it is started again in %g s", watched.service.name, reason, wait)
+
+
+def _is_ready(service: Service, pid: int) -> bool:
+    try:
+        return service.is_ready(pid)
+    except Exception as error:  # noqa: BLE001  whatever a check stumbles over, the other services must be looked after
+        log.warning("%s could not be asked whether it is ready: %s", service.name, type(error).__name__)
+        return False
 
 
 def _check_first_start(watched: _Watched) -> None:

@@ -152,8 +152,9 @@ def test_a_model_that_can_not_be_loaded_is_said_in_one_line(make_stack: MakeStac
     assert stack.left() == []
 
 
-def test_an_interrupt_while_it_starts_leaves_nothing(make_stack: MakeStack) -> None:
-    stack = make_stack("--engine", "echo")
+@pytest.mark.parametrize("how", [(), ("--detach",)], ids=["foreground", "detached"])
+def test_an_interrupt_while_it_starts_leaves_nothing(make_stack: MakeStack, how: tuple[str, ...]) -> None:
+    stack = make_stack("--engine", "echo", *how)
     starting = subprocess.Popen(stack.up_argv, env=stack.environment, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: len(stack.left()) > 3 if stack.data_dir.exists() else None, "its first processes")
 

@@ -120,6 +120,28 @@ def test_a_crash_at_the_start_shows_the_end_of_its_own_log(tmp_path: Path, super
     assert "older run" not in str(caught.value)
 
 
+def test_a_process_that_can_not_be_launched_is_an_error_in_words(tmp_path: Path, supervisor: Supervisor) -> None:
+    def launch() -> subprocess.Popen[bytes]:
+        return spawn([str(tmp_path / "not-there")])
+
+    with pytest.raises(StackError, match=r"one could not be started \(.*No such file.*not-there"):
+        supervisor.start([replace(service(tmp_path, "one"), launch=launch)])
+
+
+def test_a_check_that_fails_harms_nobody_else(tmp_path: Path, supervisor: Supervisor) -> None:
+    one, asked = service(tmp_path, "one"), []
+
+    def is_ready(pid: int) -> bool:
+        asked.append(pid)
+        if len(asked) == 1:
+            raise RuntimeError
+        return one.is_ready(pid)
+
+    supervisor.start([replace(one, is_ready=is_ready)])
+
+    assert supervisor.states()["one"].state is ProcessPhase.RUNNING
+
+
 def test_a_start_that_takes_too_long_is_an_error(tmp_path: Path, supervisor: Supervisor) -> None:
     with pytest.raises(StackError, match=r"slow was not ready after 0\.3 s"):
         supervisor.start([service(tmp_path, "slow", "import signal; signal.pause()", ready_seconds=0.3)])
