@@ -14,12 +14,11 @@ from pipeline.jobs.claiming import Renewal, renew_leases
 from pipeline.settings import Settings
 from pipeline.tables.fleet import GroupState
 from pipeline.tables.slices import AttemptEnd
-from pipeline.telemetry.logs import summarize_error
 from workers.backends.protocol import Engine, EngineState
 from workers.fleet import GroupCondition, GroupIdentity, report
 from workers.held_slices import HeldSlice, HeldSlices
 from workers.recorder import Recorder
-from workers.retries import TRANSIENT
+from workers.retries import TRANSIENT, Outage
 from workers.threads import GuardedThread
 
 log = structlog.get_logger(__name__)
@@ -62,7 +61,7 @@ class Heartbeat:
         self._lease_seconds = settings.lease_seconds
         self._on_unable = on_unable
         self._is_stopping = threading.Event()
-        self._is_away = False
+        self._outage = Outage("renewing leases")
         self._thread = GuardedThread("heartbeat", self._run, on_failure)
 
     def start(self) -> None:
@@ -80,8 +79,9 @@ class Heartbeat:
                 self._on_unable()
             if condition.state is not told or time.monotonic() >= due:
                 is_heard = self._beat(condition)
-                told = condition.state if is_heard else None
-                due = time.monotonic() + self._lease_seconds / _BEATS_PER_LEASE
+                told = condition.state
+                wait = self._lease_seconds / _BEATS_PER_LEASE if is_heard else self._outage.seconds_to_retry
+                due = time.monotonic() + wait
 
     def _beat(self, condition: GroupCondition) -> bool:
         held = self._held_slices.all()
@@ -90,13 +90,9 @@ class Heartbeat:
                 renewal = renew_leases(conn, self._identity.id, [one.claimed for one in held], self._lease_seconds)
                 report(conn, self._identity, condition)
         except TRANSIENT as error:
-            if not self._is_away:
-                log.warning("the database is away; leases are not renewed", reason=summarize_error(error))
-            self._is_away = True
+            self._outage.failed(error)
             return False
-        if self._is_away:
-            log.info("the database is back")
-            self._is_away = False
+        self._outage.succeeded()
         self._heed(held, renewal)
         return True
 

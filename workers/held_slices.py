@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -174,15 +174,21 @@ class HeldSlices:
             self._num_unrecorded += 1
             return request
 
-    def put_back(self, held: HeldSlice, requests: Iterable[PlannedRequest]) -> None:
-        """Unrecorded requests wait again, before all others of their slice."""
+    def put_back(self, held: HeldSlice, requests: Sequence[PlannedRequest]) -> Sequence[PlannedRequest]:
+        """Unrecorded requests wait again, before all others of their slice.
+
+        Returns those that don't, since the batch ends early: they stay unrecorded.
+        """
         with self._changed:
-            for request in sorted(requests, key=lambda request: request.id, reverse=True):
-                self._num_unrecorded -= 1
-                if held.end is None:
+            if held.end is None and held.ending is not None:
+                return requests
+            self._num_unrecorded -= len(requests)
+            if held.end is None:
+                for request in sorted(requests, key=lambda request: request.id, reverse=True):
                     is_suspect = request.num_crash_exposures >= SUSPECT_EXPOSURES
                     (held.suspects if is_suspect else held.waiting).appendleft(request)
             self._changed.notify_all()
+            return ()
 
     def recorded(self, num_requests: int) -> None:
         """So many requests are not unrecorded any more."""

@@ -15,7 +15,7 @@ from sqlalchemy import Engine as Database
 from pipeline.billing.rating import TokenUsage
 from pipeline.jobs import outbox
 from pipeline.jobs.claiming import PlannedRequest, count_crash_exposures
-from pipeline.jobs.recording import Recorded, RequestOutcome, record_outcomes
+from pipeline.jobs.recording import RequestOutcome, record_outcomes
 from pipeline.schemas.responses import answer_body
 from pipeline.settings import Settings
 from pipeline.tables.requests import OutcomeKind
@@ -23,7 +23,7 @@ from pipeline.tables.slices import AttemptEnd
 from pipeline.telemetry.logs import summarize_error
 from workers.backends.protocol import Engine, Outcome, OutcomeStatus
 from workers.held_slices import HeldSlice, HeldSlices, InFlight
-from workers.retries import TRANSIENT, until_done
+from workers.retries import TRANSIENT, Outage, until_done
 from workers.threads import GuardedThread
 
 log = structlog.get_logger(__name__)
@@ -58,6 +58,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._buffer: list[_Unrecorded] = []
         self._first_at = 0.0
+        self._outage = Outage("recording outcomes")
         self._is_stopping = threading.Event()
         self._give_up = threading.Event()
         self._thread = GuardedThread("recorder", self._run, on_failure)
@@ -85,10 +86,7 @@ class Recorder:
     # --- from the engine
 
     def _take(self) -> None:
-        room = self._settings.record_requests - len(self._buffer)
-        if room <= 0:
-            return
-        outcomes = self._engine.take_outcomes(room, self._wait())
+        outcomes = self._engine.take_outcomes(self._room(), self._wait())
         crashed: list[InFlight] = []
         for outcome in outcomes:
             left = self._held_slices.settle(outcome.id)
@@ -99,16 +97,24 @@ class Recorder:
                 crashed.append(left)
             elif outcome.status is OutcomeStatus.ABORTED and left.held.ending is None:
                 left.held.num_wasted_tokens += _computed_tokens(outcome)
-                self._held_slices.put_back(left.held, [left.request])
+                self._put_back(left.held, left.request)
             else:
                 self._keep([_Unrecorded(left.held, _outcome_of(left, outcome))])
         if crashed:
             self._after_crash(crashed)
 
-    def _wait(self) -> float:
-        if self._is_stopping.is_set():
-            return 0.0
+    def _room(self) -> int:
+        """How many outcomes to take. While SQL is away more come than can be recorded, so that work goes on."""
         with self._lock:
+            return max(1, self._settings.record_requests - len(self._buffer))
+
+    def _wait(self) -> float:
+        """How long to wait for the next outcome, in seconds."""
+        if self._outage.seconds_to_retry:
+            return min(_LONGEST_WAIT, self._outage.seconds_to_retry)
+        with self._lock:
+            if self._is_stopping.is_set() or len(self._buffer) >= self._settings.record_requests:
+                return 0.0
             if not self._buffer:
                 return _LONGEST_WAIT
             return min(_LONGEST_WAIT, max(0.0, self._first_at + self._settings.record_seconds - time.monotonic()))
@@ -130,11 +136,16 @@ class Recorder:
         for left in crashed:
             again = left.request.exposed(exposures.get(left.request.id, left.request.num_crash_exposures))
             if again.num_crash_exposures < self._settings.max_crash_exposures:
-                self._held_slices.put_back(left.held, [again])
+                self._put_back(left.held, again)
                 continue
             message = f"The engine crashed {again.num_crash_exposures} times while it worked on this request."
             failed = _without_answer(left.held, again, OutcomeKind.FAILED, ENGINE_CRASHED, message)
             self._keep([_Unrecorded(left.held, failed)])
+
+    def _put_back(self, held: HeldSlice, request: PlannedRequest) -> None:
+        kept = self._held_slices.put_back(held, [request])
+        if kept and held.ending is not None:
+            self.add(held, kept, held.ending)
 
     # --- to SQL
 
@@ -146,7 +157,7 @@ class Recorder:
 
     def _is_due(self) -> bool:
         with self._lock:
-            if not self._buffer:
+            if not self._buffer or (self._outage.seconds_to_retry and not self._give_up.is_set()):
                 return False
             is_full = len(self._buffer) >= self._settings.record_requests
             is_old = time.monotonic() >= self._first_at + self._settings.record_seconds
@@ -156,28 +167,28 @@ class Recorder:
     def _flush(self) -> None:
         with self._lock:
             group = self._buffer[: self._settings.record_requests]
-            del self._buffer[: len(group)]
-            self._first_at = time.monotonic()
         try:
             self._record(group)
         except TRANSIENT as error:
+            # Whether the commit arrived or not, the same again is right: see record_outcomes.
+            self._outage.failed(error)
+            if not self._give_up.is_set():
+                return
             self._abandon(group, error)
         except Exception as error:  # noqa: BLE001 — one slice that can't be recorded must not hold up the others
             if len({unrecorded.held for unrecorded in group}) == 1:
                 self._abandon(group, error)
             else:
                 self._record_apart(group)
-        finally:
-            self._held_slices.recorded(len(group))
+        with self._lock:
+            del self._buffer[: len(group)]
+            self._first_at = time.monotonic()
+        self._held_slices.recorded(len(group))
 
     def _record(self, group: list[_Unrecorded]) -> None:
-        outcomes = [unrecorded.outcome for unrecorded in group]
-
-        def record() -> Recorded:
-            with self._database.begin() as conn:
-                return record_outcomes(conn, outcomes)
-
-        recorded = until_done(record, what="recording outcomes", give_up=self._give_up)
+        with self._database.begin() as conn:
+            recorded = record_outcomes(conn, [unrecorded.outcome for unrecorded in group])
+        self._outage.succeeded()
         if recorded.finished_batches:
             outbox.publish_soon(self._database)
         for unrecorded in group:
