@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from running_groups import sql, wait_for
+from seeds import SeededTenant, seed_batch, seed_model, seed_tenant
+from sqlalchemy import Engine
+from tokenizer_folders import byte_level
+
+from pipeline.celery import KEY_PREFIX, generate_queue
+from pipeline.jobs import outbox
+from pipeline.settings import PREFIX
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def tenant(database: Engine, redis_url: str) -> SeededTenant:
+    seed_model(database)
+    return seed_tenant(database)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return byte_level(tmp_path / "tiny")
+
+
+@pytest.fixture
+def start(tenant: SeededTenant, settings_env: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
+    """Starts `python -m workers` with settings in the environment; its log is in `tmp_path / "worker.log"`."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(model: Path, *options: str, **settings: str) -> subprocess.Popen[str]:
+        env = {**os.environ, **{PREFIX + name.upper(): value for name, value in settings.items()}}
+        with (tmp_path / "worker.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "workers", str(model), "--engine", "echo", *options],
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_until_ready(database: Engine) -> None:
+    wait_for(lambda: sql(database, "SELECT 1 FROM groups WHERE state = 'ready'"), timeout=60)
+
+
+def ring(database: Engine, num_tickets: int = 1) -> None:
+    with database.begin() as conn:
+        outbox.add_tickets(conn, "tiny", num_tickets)
+    outbox.publish(database)
+
+
+def num_results(database: Engine) -> int:
+    return int(sql(database, "SELECT count(*) FROM results")[0][0])
+
+
+def test_a_worker_answers_the_slices_that_its_tickets_are_for(
+    database: Engine, tenant: SeededTenant, folder: Path, start: Start
+) -> None:
+    # Too slow to look into SQL by itself.
+    worker = start(folder, "--name", "group-7", sweep_seconds="3600")
+    wait_until_ready(database)
+    ((group_id, info),) = sql(database, "SELECT id, info FROM groups")
+    assert group_id.startswith("group-7@")
+    assert (info["engine"], info["tp"], info["device"], info["dtype"]) == ("echo", 1, "cpu", "auto")
+    seed_batch(database, tenant, [30, 30, 30, 30, 30], params={"max_tokens": 2})
+    ring(database, 5)
+    wait_for(lambda: num_results(database) == 150)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    assert sql(database, "SELECT state FROM groups") == [("stopped",)]
+
+
+def test_tickets_wait_in_redis_while_a_worker_has_no_room(
+    database: Engine, tenant: SeededTenant, folder: Path, start: Start, redis_url: str
+) -> None:
+    start(folder, sweep_seconds="3600", group_slices="2", echo_tokens_per_second="0.001")
+    wait_until_ready(database)
+    seed_batch(database, tenant, [1] * 6)
+    ring(database, 6)
+    wait_for(lambda: sql(database, "SELECT count(*) FROM slices WHERE status = 'claimed'") == [(2,)])
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.llen(KEY_PREFIX + generate_queue("tiny")) == 4
+
+
+def test_sigterm_drains_and_a_second_returns_everything_at_once(
+    database: Engine, tenant: SeededTenant, folder: Path, start: Start
+) -> None:
+    worker = start(folder, drain_seconds="3600", sweep_seconds="0.1", echo_tokens_per_second="0.001")
+    wait_until_ready(database)
+    seed_batch(database, tenant, [3])
+    wait_for(lambda: sql(database, "SELECT 1 FROM slices WHERE status = 'claimed'"))
+    worker.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(1)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    assert sql(database, 'SELECT "end" FROM attempts') == [("returned",)]
+    assert sql(database, "SELECT status FROM slices") == [("pending",)]
+
+
+def test_sigquit_returns_everything_at_once(database: Engine, tenant: SeededTenant, folder: Path, start: Start) -> None:
+    worker = start(folder, drain_seconds="3600", sweep_seconds="3600", echo_tokens_per_second="0.001")
+    wait_until_ready(database)
+    seed_batch(database, tenant, [3])
+    ring(database)
+    wait_for(lambda: sql(database, "SELECT 1 FROM slices WHERE status = 'claimed'"))
+    worker.send_signal(signal.SIGQUIT)
+    assert worker.wait(30) == 0
+    assert sql(database, 'SELECT "end" FROM attempts') == [("returned",)]
+
+
+def test_a_killed_worker_loses_nothing_and_its_successor_goes_on(
+    database: Engine, tenant: SeededTenant, folder: Path, start: Start
+) -> None:
+    first = start(folder, sweep_seconds="0.1", echo_tokens_per_second="100", lease_seconds="2")
+    wait_until_ready(database)
+    seed_batch(database, tenant, [40, 40], params={"max_tokens": 2})
+    wait_for(lambda: num_results(database) >= 10)
+    first.kill()
+    first.wait()
+    start(folder, sweep_seconds="0.1", lease_seconds="2")
+    wait_for(lambda: sql(database, "SELECT 1 FROM slices HAVING bool_and(lease_expires_at < clock_timestamp())"))
+    # What the sweeper does with leases that ran out.
+    sql(database, "UPDATE slices SET status = 'pending', lease_epoch = lease_epoch + 1 WHERE status = 'claimed'")
+    wait_for(lambda: num_results(database) == 80)
+    assert sql(database, "SELECT count(*), sum(quantity) FROM usage_events WHERE meter = 'output'") == [(80, 160)]
+    assert sql(database, "SELECT num_succeeded FROM batches") == [(80,)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "missing", "neither a folder nor a name"),
+        (lambda folder: folder.parent, "has no config.json"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_readable_line(
+    folder: Path, start: Start, tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    assert start(make(folder)).wait(60) == 1
+    (line,) = [line for line in (tmp_path / "worker.log").read_text().splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in (tmp_path / "worker.log").read_text()
+
+
+def test_a_model_that_does_not_load_is_one_readable_line(
+    database: Engine, folder: Path, start: Start, tmp_path: Path
+) -> None:
+    assert start(folder, "--engine", "native").wait(60) == 1
+    log = (tmp_path / "worker.log").read_text()
+    (line,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in log
+    assert sql(database, "SELECT state, reason FROM groups") == [("stopped", line.removeprefix("error: "))]
