@@ -6,17 +6,13 @@ about is not there or did not end well (`status`: no stack runs; a batch that di
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from importlib.metadata import version
 
 import typer
 
+from pipeline.cli import admin, client, doctor, reporting, server, stack
 from pipeline.errors import UserError
-
-#: In the order of `--help`. Each has `register(app)`; what a command needs is imported when it runs.
-_COMMANDS = ("stack", "server", "client", "admin", "reporting", "doctor")
 
 app = typer.Typer(
     name="ryzanstein",
@@ -42,9 +38,9 @@ def _root(
     """Batch generation on GPUs you own."""
 
 
-for _name in _COMMANDS:
-    if importlib.util.find_spec(f"{__name__}.{_name}"):
-        importlib.import_module(f"{__name__}.{_name}").register(app)
+# In the order of `--help`; what a command needs is imported when it runs.
+for _commands in (stack, client, admin, reporting, server, doctor):
+    _commands.register(app)
 
 
 def main() -> None:
@@ -56,7 +52,3 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter must not try to flush the rest.
-        sys.stderr.close()
-        sys.exit(1)

@@ -70,14 +70,21 @@ def flower() -> None:
 
 def migrate() -> None:
     """Bring the database to the schema of this version. Safe if two do it at once."""
+    from sqlalchemy.exc import OperationalError
+
     from pipeline.settings import get_settings
     from pipeline.tables.migrating import migrate as run_migrations
     from pipeline.tables.migrating import revisions
 
     url = get_settings().database_url.get_secret_value()
-    before, _ = revisions(url)
-    run_migrations(url)
-    after, _ = revisions(url)
-    typer.echo(
-        f"The schema is at {after} already." if before == after else f"Migrated from {before or 'nothing'} to {after}."
-    )
+    try:
+        before, _ = revisions(url)
+        run_migrations(url)
+        after, _ = revisions(url)
+    except OperationalError as error:
+        reason = str(error.orig).splitlines()[0].rstrip(".")
+        raise UserError(f"Can't use PostgreSQL: {reason}. Check RYZANSTEIN_DATABASE_URL.") from None
+    if before == after:
+        typer.echo(f"The schema is at {after} already.")
+    else:
+        typer.echo(f"Migrated from {before or 'nothing'} to {after}.")
