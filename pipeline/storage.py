@@ -196,7 +196,8 @@ class _RemoteSink:
 
     def discard(self) -> None:
         self._file.discard()
-        self._file.close()  # else the garbage collector would, and send what is left in the buffer
+        with contextlib.suppress(AttributeError):  # not every kind of file lets itself be marked
+            self._file.closed = True  # else the garbage collector closes it, which starts to send what is left
 
 
 class _RemoteStore:
