@@ -9,6 +9,8 @@ from pathlib import Path
 
 import typer
 
+from models.config import ModelConfig
+from models.errors import ModelError
 from pipeline.celery import app, generate_queue, queue
 from pipeline.errors import UserError
 from pipeline.model_folder import resolve_model
@@ -19,6 +21,8 @@ from pipeline.tables.session import get_engine
 from pipeline.telemetry.logs import configure_logging
 from pipeline.tokenization import Tokenizer
 from pipeline.worker_pool import TaskPool
+from workers.backends.echo import EchoEngine
+from workers.backends.native import EngineOptions, NativeEngine
 from workers.backends.protocol import Engine
 from workers.bootstep import group_step
 from workers.fleet import GroupIdentity
@@ -43,7 +47,7 @@ def main(
             id=f"{name}@{socket.gethostname()}",
             model=model_name or _served_name(model, folder),
             model_path=str(folder),
-            context_length=Tokenizer.load(folder).context_length,
+            context_length=_context_length(engine, folder),
             pid=os.getpid(),
             info={"engine": engine.value, "tp": tp, "device": device.value, "dtype": dtype.value},
         )
@@ -54,7 +58,7 @@ def main(
             get_engine(),
             on_failure=lambda: os._exit(1),
         )
-    except (UserError, ValueError) as error:
+    except (UserError, ModelError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 — for a person at a terminal
         raise SystemExit(1) from None
     _work(group, identity, settings)
@@ -65,14 +69,16 @@ def _served_name(model: str, folder: Path) -> str:
     return folder.name if Path(model).expanduser().is_dir() else model
 
 
+def _context_length(kind: EngineKind, folder: Path) -> int:
+    """In tokens. Scaled rotary embeddings stretch it, which a tokenizer does not know of; an echo needs no network."""
+    if kind is EngineKind.ECHO:
+        return Tokenizer.load(folder).context_length
+    return ModelConfig.from_pretrained(folder).context_length
+
+
 def _make_engine(kind: EngineKind, folder: Path, tp: int, device: Device, dtype: Dtype, settings: Settings) -> Engine:
     if kind is EngineKind.ECHO:
-        from workers.backends.echo import EchoEngine
-
         return EchoEngine(folder, settings.echo_tokens_per_second)
-    # Imports torch, which an echo has no use for.
-    from workers.backends.native import EngineOptions, NativeEngine
-
     options = EngineOptions(
         model_path=str(folder),
         tp=tp,

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import tokenizers
 
-from pipeline.chat_template import ChatTemplate, ChatTemplateError
 from pipeline.errors import UserError
-from pipeline.token_bytes import TokenDecoder, UnsupportedDecoderError, longest_token_bytes
+from pipeline.tokenization.chat_template import ChatTemplate, ChatTemplateError
+from pipeline.tokenization.token_bytes import TokenDecoder, UnsupportedDecoderError, longest_token_bytes
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

@@ -12,10 +12,8 @@ from pathlib import Path
 from sys import byteorder
 from typing import Any
 
-from pipeline.chat_template import ChatTemplateError
-from pipeline.tokenizer_files import TokenizerError, TokenizerFiles, read_tokenizer_files
-
-__all__ = ["ChatTemplateError", "Detokenizer", "Tokenizer", "TokenizerError", "pack_token_ids", "unpack_token_ids"]
+from pipeline.tokenization.chat_template import ChatTemplateError
+from pipeline.tokenization.files import TokenizerFiles, read_tokenizer_files
 
 #: Pieces in which a long text is looked at.
 _PIECE_CHARS = 128 * 1024

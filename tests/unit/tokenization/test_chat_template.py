@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-import pipeline.chat_template
-from pipeline.chat_template import ChatTemplate, ChatTemplateError
+import pipeline.tokenization.chat_template
+from pipeline.tokenization.chat_template import ChatTemplate, ChatTemplateError
 
 USER = {"role": "user", "content": "hi"}
 
@@ -49,13 +49,13 @@ def test_a_template_that_fails_or_breaks_out_is_an_error_without_any_prompt_in_i
 
 
 def test_a_template_that_writes_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.chat_template, "MAX_RENDERED_CHARS", 1000)
+    monkeypatch.setattr(pipeline.tokenization.chat_template, "MAX_RENDERED_CHARS", 1000)
     with pytest.raises(ChatTemplateError, match="more than 1000 characters"):
         render("{% for i in range(9999) %}x{% endfor %}")
 
 
 def test_a_template_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.chat_template, "MAX_RENDER_SECONDS", -1.0)
+    monkeypatch.setattr(pipeline.tokenization.chat_template, "MAX_RENDER_SECONDS", -1.0)
     with pytest.raises(ChatTemplateError, match="takes longer than"):
         render("{{ bos_token }}")
 

@@ -1,0 +1,9 @@
+"""The tokenizer and the chat template of a model folder, without torch and without transformers."""
+
+from __future__ import annotations
+
+from pipeline.tokenization.chat_template import ChatTemplateError
+from pipeline.tokenization.files import TokenizerError
+from pipeline.tokenization.tokenizer import Detokenizer, Tokenizer, pack_token_ids, unpack_token_ids
+
+__all__ = ["ChatTemplateError", "Detokenizer", "Tokenizer", "TokenizerError", "pack_token_ids", "unpack_token_ids"]
