@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def up(
     if detach:
         from pipeline.stack.detaching import start_detached
 
-        _show(start_detached(options), as_json, footer=f"Stop it with: ryzanstein down --data-dir {data_dir}")
+        _show(start_detached(options), as_json, footer=f"Stop it with: ryzanstein down --data-dir {_quote(data_dir)}")
         return
 
     from pipeline.stack.running import run_stack
@@ -168,11 +169,15 @@ def _show(found: dict[str, Any], as_json: bool, footer: str | None = None) -> No
         f"  Flower     {found['flower_url']}  (user {found['flower_user']}, password {found['flower_password']})",
         f"  data       {found['data_dir']}",
         "",
-        f"Submit a batch with: ryzanstein submit FILE --data-dir {found['data_dir']} --wait",
+        f"Submit a batch with: ryzanstein submit FILE --data-dir {_quote(found['data_dir'])} --wait",
         *([footer] if footer else []),
     ]
     typer.echo("\n".join(lines))
     sys.stdout.flush()
+
+
+def _quote(path: Path | str) -> str:
+    return shlex.quote(str(path))
 
 
 def _show_processes(found: dict[str, Any]) -> None:

@@ -52,6 +52,16 @@ def test_a_mistake_of_the_users_is_one_line_and_exit_code_1(tmp_path: Path) -> N
     assert not (tmp_path / "data").exists()
 
 
+def test_up_without_a_model_says_what_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cli.stack.example_model", lambda: None)
+
+    result = CliRunner().invoke(cli.app, ["up", "--data-dir", str(tmp_path / "data")])
+
+    assert isinstance(result.exception, UserError)
+    assert "--model FOLDER" in str(result.exception)
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_wrong_setting_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RYZANSTEIN_GATEWAY_PROT", "1")
 
