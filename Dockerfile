@@ -7,9 +7,9 @@ RUN useradd --create-home --uid 10001 ryzanstein \
 
 WORKDIR /app
 COPY constraints.txt ./
-# By far the largest part, and the one that changes least. https://download.pytorch.org/whl/cpu has it without CUDA.
-ARG TORCH_INDEX_URL=https://pypi.org/simple
-RUN pip install --no-cache-dir --constraint constraints.txt --extra-index-url https://pypi.org/simple --index-url "${TORCH_INDEX_URL}" torch
+# By far the largest part, and the one that changes least. Options of pip choose another build, one without CUDA say.
+ARG TORCH_PIP_OPTIONS=
+RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_PIP_OPTIONS} torch
 
 COPY pyproject.toml README.md ./
 COPY migrations migrations
