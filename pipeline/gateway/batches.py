@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.files import FileNotFoundForTenantError, find_file
 from pipeline.gateway.auth import Caller
-from pipeline.gateway.errors import ApiError, invalid
+from pipeline.gateway.errors import ApiError, conflict, invalid
 from pipeline.jobs import outbox
 from pipeline.jobs.cancelling import BatchNotCancellableError, BatchNotFoundError, cancel_batch
 from pipeline.jobs.submission import submit_batch
@@ -114,7 +114,7 @@ def request_cancel(caller: Caller, batch_id: str) -> BatchObject:
     except BatchNotFoundError:
         raise _not_found(batch_id) from None
     except BatchNotCancellableError as error:
-        raise ApiError(409, str(error), param="batch_id", code="batch_not_cancellable") from None
+        raise conflict(str(error), param="batch_id", code="batch_not_cancellable") from None
     outbox.publish_soon()
     return BatchObject.of(batch)
 

@@ -68,6 +68,11 @@ def unavailable(message: str) -> ApiError:
     )
 
 
+def conflict(message: str, *, param: str, code: str) -> ApiError:
+    """What is asked for can't be done as things are; the client of OpenAI would try again if it were not told."""
+    return ApiError(409, message, param=param, code=code, headers={"x-should-retry": "false"})
+
+
 def unauthorized(message: str, code: str | None) -> ApiError:
     return ApiError(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})
 

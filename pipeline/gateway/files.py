@@ -24,7 +24,7 @@ from pipeline.files import (
     upload_key,
 )
 from pipeline.gateway.auth import Caller
-from pipeline.gateway.errors import ApiError
+from pipeline.gateway.errors import ApiError, conflict
 from pipeline.gateway.uploads import Upload, receive_upload
 from pipeline.ids import new_file_id
 from pipeline.schemas.files import (
@@ -181,8 +181,7 @@ def _explained(file_id: str) -> Iterator[None]:
     except FileNotFoundForTenantError:
         raise ApiError(404, f"No such File object: {shown}", param="id", code="file_not_found") from None
     except FileInUseError:
-        raise ApiError(
-            409,
+        raise conflict(
             f"File {shown} is the input of a batch that is still validating. Delete it when the batch has begun, "
             "or cancel the batch first.",
             param="id",

@@ -75,6 +75,8 @@ class UploadForm:
         #: Content of the file that waits to be written.
         self.pending = bytearray()
         self._num_bytes = 0
+        #: Length of the file by what the body says of its own.
+        self._num_said = 0
         self._filename: str | None = None
         self._fields: dict[str, str] = {}
         self._header_name = b""

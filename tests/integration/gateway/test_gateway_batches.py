@@ -243,6 +243,7 @@ def test_a_batch_that_has_ended_is_not_cancelled(acme: Tenant, status: str) -> N
 
     with pytest.raises(openai.ConflictError) as caught:
         acme.client.batches.cancel(batch.id)
+    assert caught.value.response.headers["x-should-retry"] == "false"
     assert caught.value.body["message"] == f"Cannot cancel a batch with status '{status}'."  # type: ignore[index]
 
 
