@@ -13,6 +13,7 @@ import typer
 
 from pipeline.cli import admin, client, doctor, reporting, server, stack
 from pipeline.errors import UserError
+from pipeline.settings import get_settings
 
 app = typer.Typer(
     name="ryzanstein",
@@ -31,11 +32,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     show_version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """Batch generation on GPUs you own."""
+    if context.invoked_subcommand != "doctor":  # which reports wrong settings beside all else
+        get_settings()
 
 
 # In the order of `--help`; what a command needs is imported when it runs.

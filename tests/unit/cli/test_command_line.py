@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -50,6 +51,13 @@ def test_a_mistake_of_the_users_is_one_line_and_exit_code_1(tmp_path: Path) -> N
     assert "nowhere" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "data").exists()
+
+
+def test_an_unknown_setting_is_an_error_of_every_command() -> None:
+    done = run("status", env={**os.environ, "RYZANSTEIN_TYPO": "1"})
+
+    assert done.returncode == 1
+    assert done.stderr == "Error: Unknown setting RYZANSTEIN_TYPO. docs/settings.md lists the known ones.\n"
 
 
 def test_up_without_a_model_says_what_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
