@@ -27,7 +27,7 @@ class TokenizerFiles:
     decoder: TokenDecoder
     #: None where the model has none.
     chat_template: ChatTemplate | None
-    #: Those that the model generates at its end, and the tokenizer's own, with which a turn of a chat ends.
+    #: The tokenizer's own, with which a turn of a chat ends; the network's configuration may name others.
     eos_token_ids: frozenset[int]
     #: Positions of the network.
     context_length: int
@@ -38,8 +38,8 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Read tokenizer.json, config.json, and, where they are there, tokenizer_config.json, generation_config.json,
-    special_tokens_map.json and chat_template.jinja. Raises TokenizerError.
+    """Read tokenizer.json, config.json, and, where they are there, tokenizer_config.json, special_tokens_map.json and
+    chat_template.jinja. Raises TokenizerError.
     """
     content = _read_json(folder / "tokenizer.json")
     config = _read_json(folder / "config.json")
@@ -48,7 +48,6 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         **_read_json(folder / "special_tokens_map.json", is_optional=True),
         **_read_json(folder / "tokenizer_config.json", is_optional=True),
     }
-    generation_config = _read_json(folder / "generation_config.json", is_optional=True)
     special_tokens = _special_tokens(tokenizer_config)
 
     try:
@@ -67,8 +66,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         backend=backend,
         decoder=decoder,
         chat_template=_chat_template(folder, tokenizer_config, special_tokens),
-        eos_token_ids=_eos_token_ids(folder, config, generation_config)
-        | {vocabulary[token] for name, token in special_tokens.items() if name == "eos_token"},
+        eos_token_ids=frozenset(vocabulary[token] for name, token in special_tokens.items() if name == "eos_token"),
         context_length=_positive(folder, config, "max_position_embeddings"),
         num_network_tokens=_positive(folder, config, "vocab_size"),
         max_token_bytes=longest_token_bytes(content, decoder, vocabulary),
@@ -137,12 +135,3 @@ def _chat_template(
         return ChatTemplate(source, special_tokens)
     except ChatTemplateError as error:
         raise TokenizerError(f"{folder}: {error}") from None
-
-
-def _eos_token_ids(folder: Path, config: Mapping[str, Any], generation_config: Mapping[str, Any]) -> frozenset[int]:
-    """Those of generation_config.json, else of config.json: none, one or many."""
-    listed = generation_config.get("eos_token_id", config.get("eos_token_id"))
-    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    if not all(isinstance(token_id, int) for token_id in ids):
-        raise TokenizerError(f"{folder}: eos_token_id must be an integer or a list of integers, not {listed!r}.")
-    return frozenset(ids)

@@ -28,7 +28,7 @@ class Tokenizer:
         self._backend = files.backend
         self._chat_template = files.chat_template
         self._decoder = files.decoder
-        #: Tokens that end an answer.
+        #: Tokens that end an answer, beside those of the network's configuration.
         self.eos_token_ids = files.eos_token_ids
         #: Longest prompt + answer that the network was made for, in tokens.
         self.context_length = files.context_length
@@ -42,8 +42,8 @@ class Tokenizer:
         num_known = max(self._tokens, default=-1) + 1
         # By id; empty for gaps in the vocabulary.
         self._bytes = [self._decoder.token_bytes(self._tokens.get(token_id, "")) for token_id in range(num_known)]
-        #: Ids below this are known to the tokenizer and to the network.
-        self.vocab_size = min(num_known, files.num_network_tokens)
+        #: Ids below this are known to the network. It is often padded past the tokenizer, and may generate such ids.
+        self.vocab_size = files.num_network_tokens
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
