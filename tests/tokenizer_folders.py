@@ -120,6 +120,16 @@ def metaspace(folder: Path, **options: Any) -> Path:
     return folder
 
 
+def words(folder: Path, **options: Any) -> Path:
+    """A vocabulary of whole words, and no decoder."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["<unk>", "<s>", "</s>"]
+    tokenizer.train_from_iterator(CORPUS, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": ALTERNATING}
+    return save_folder(folder, tokenizer, names, **options)
+
+
 KINDS: dict[str, Callable[[Path], Path]] = {
     "byte_level": byte_level,
     "qwen_like": qwen_like,

@@ -21,7 +21,7 @@ class UnsupportedDecoderError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDecoder:
-    """The decoder of a tokenizer.json, for one token at a time: byte-level, or metaspace with byte fallback."""
+    """The decoder of a tokenizer.json, for one token at a time: byte-level, metaspace with byte fallback, or none."""
 
     is_byte_level: bool = False
     has_byte_fallback: bool = False
@@ -32,10 +32,14 @@ class TokenDecoder:
     #: A character of which the text loses the first few.
     strip_char: str = ""
     num_strip_chars: int = 0
+    #: Stands between two tokens: a space where there is no decoder, whose tokens are whole words.
+    separator: str = ""
 
     @classmethod
     def from_json(cls, decoder: Mapping[str, Any] | None) -> TokenDecoder:
         """Of the object at `decoder`. Raises UnsupportedDecoderError, which names the part that is not known."""
+        if decoder is None:
+            return cls(separator=" ")
         known: dict[str, Any] = {"replacements": ()}
         is_fused = False
         for part in _flatten(decoder):
@@ -78,9 +82,7 @@ class TokenDecoder:
         return self.token_bytes(token)
 
 
-def _flatten(decoder: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
-    if decoder is None:
-        raise UnsupportedDecoderError("tokenizer.json has no decoder")
+def _flatten(decoder: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     if decoder.get("type") == "Sequence":
         return [part for inner in decoder["decoders"] for part in _flatten(inner)]
     return [decoder]

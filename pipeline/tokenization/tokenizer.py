@@ -112,6 +112,11 @@ class Tokenizer:
         """The character of which a text loses the first few, and how many of them."""
         return self._decoder.strip_char, self._decoder.num_strip_chars
 
+    @property
+    def separator(self) -> bytes:
+        """What stands between two tokens of a text."""
+        return self._decoder.separator.encode()
+
 
 class Detokenizer:
     """The text of one answer as its tokens come, special tokens left out; never half a character.
@@ -125,6 +130,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._is_first = not is_continuation
+        self._separator = b""
         self._strip_char, self._num_strip_chars = ("", 0) if is_continuation else tokenizer.first_strip
 
     def append(self, token_id: int) -> str:
@@ -136,6 +142,7 @@ class Detokenizer:
             data = self._tokenizer.first_token_bytes(token_id)
         else:
             data = self._tokenizer.token_bytes(token_id)
+        data, self._separator = self._separator + data, self._tokenizer.separator
         return self._strip(self._utf8.decode(data))
 
     def flush(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_folders import CORPUS, KINDS, byte_fallback, byte_level, metaspace, qwen_like
+from tokenizer_folders import CORPUS, KINDS, byte_fallback, byte_level, metaspace, qwen_like, words
 from transformers import AutoTokenizer
 
 from pipeline.tokenization import (
@@ -89,6 +89,16 @@ def test_any_tokens_become_the_text_that_transformers_gives(ours: Tokenizer, the
         text = ours.decode(ids)
         if "<0x41>" not in theirs.get_vocab() or "\ufffd" not in expected:
             assert text == expected
+
+
+def test_words_without_a_decoder_are_read_and_written_as_transformers_does(tmp_path: Path) -> None:
+    folder = words(tmp_path)
+    ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        ids = ours.encode(text, add_special_tokens=True)
+        assert ids == theirs.encode(text)
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+        assert [ours.token_text(i) for i in ids] == [theirs.decode(i) for i in ids]
 
 
 @settings(max_examples=200, deadline=None)
