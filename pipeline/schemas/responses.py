@@ -163,7 +163,7 @@ def _text_choice(choice: GeneratedChoice) -> _TextChoice:
 
 
 def _text_logprobs(positions: Sequence[GeneratedPosition]) -> _TextLogprobs:
-    """OpenAI's older shape: parallel lists, and alternatives by their text, of equal texts the likeliest."""
+    """OpenAI's older shape: parallel lists, and alternatives by their text."""
     tokens = [position.sampled.token for position in positions]
     offsets, end = [], 0
     for token in tokens:
@@ -171,8 +171,15 @@ def _text_logprobs(positions: Sequence[GeneratedPosition]) -> _TextLogprobs:
         end += len(token)
     top: list[dict[str, float]] | None = None
     if any(position.top for position in positions):
-        top = [{token.token: _finite(token.logprob) for token in reversed(position.top)} for position in positions]
+        top = [_alternatives(position) for position in positions]
     return _TextLogprobs(tokens, [_finite(position.sampled.logprob) for position in positions], top, offsets)
+
+
+def _alternatives(position: GeneratedPosition) -> dict[str, float]:
+    """Likeliest first, of equal texts the likeliest; the sampled token is always among them."""
+    tokens = [position.sampled, *reversed(position.top)]
+    by_text = {token.token: _finite(token.logprob) for token in tokens}
+    return dict(sorted(by_text.items(), key=lambda item: item[1], reverse=True))
 
 
 def _finite(logprob: float) -> float:

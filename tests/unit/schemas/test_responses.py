@@ -75,7 +75,9 @@ def test_text_logprobs_are_parallel_lists() -> None:
     assert logprobs.tokens == ["a", "b"]
     assert logprobs.token_logprobs == [-0.5, -9999.0]
     assert logprobs.text_offset == [0, 1]
-    assert logprobs.top_logprobs == [{"a": -0.5, "b": -1.5}, {"a": -0.1, "é": -2.0}]
+    # The sampled token is there beside the likeliest.
+    assert logprobs.top_logprobs == [{"a": -0.5, "b": -1.5}, {"a": -0.1, "é": -2.0, "b": -9999.0}]
+    assert [list(one) for one in logprobs.top_logprobs] == [["a", "b"], ["a", "é", "b"]]
 
 
 @pytest.mark.parametrize("text", ["nul \0 and tab \t", "lone \ud800 surrogate", 'quote " and \\', "emoji 🦊 — done"])
