@@ -33,6 +33,8 @@ class GeneratedPosition(Protocol):
     def sampled(self) -> GeneratedToken: ...
     @property
     def top(self) -> Sequence[GeneratedToken]: ...
+    @property
+    def text_offset(self) -> int: ...
 
 
 class GeneratedChoice(Protocol):
@@ -164,15 +166,13 @@ def _text_choice(choice: GeneratedChoice) -> _TextChoice:
 
 def _text_logprobs(positions: Sequence[GeneratedPosition]) -> _TextLogprobs:
     """OpenAI's older shape: parallel lists, and alternatives by their text."""
-    tokens = [position.sampled.token for position in positions]
-    offsets, end = [], 0
-    for token in tokens:
-        offsets.append(end)
-        end += len(token)
-    top: list[dict[str, float]] | None = None
-    if any(position.top for position in positions):
-        top = [_alternatives(position) for position in positions]
-    return _TextLogprobs(tokens, [_finite(position.sampled.logprob) for position in positions], top, offsets)
+    has_alternatives = not positions or any(position.top for position in positions)
+    return _TextLogprobs(
+        tokens=[position.sampled.token for position in positions],
+        token_logprobs=[_finite(position.sampled.logprob) for position in positions],
+        top_logprobs=[_alternatives(position) for position in positions] if has_alternatives else None,
+        text_offset=[position.text_offset for position in positions],
+    )
 
 
 def _alternatives(position: GeneratedPosition) -> dict[str, float]:

@@ -128,35 +128,38 @@ class EchoEngine:
     def _choice(self, request: EngineRequest) -> Choice:
         params = request.params
         token_ids = list(islice(cycle(request.prompt_token_ids), params.max_tokens))
-        text, finish_reason, num_kept = self._tokenizer.decode(token_ids), "length", len(token_ids)
-        if any(stop in text for stop in params.stop):
-            token_ids, text, num_kept = self._stop(token_ids, params.stop)
-            finish_reason = "stop"
+        text, starts, is_stopped = self._write(token_ids, params.stop)
+        token_ids = token_ids[: len(starts)]
         logprobs = None
         if params.logprobs is not None:
-            logprobs = [self._certain(token_id, params.logprobs > 0) for token_id in token_ids[:num_kept]]
+            logprobs = [
+                self._certain(token_id, start, params.logprobs > 0)
+                for token_id, start in zip(token_ids, starts, strict=True)
+                if not is_stopped or start < len(text)
+            ]
+        finish_reason = "stop" if is_stopped else "length"
         return Choice(index=0, text=text, token_ids=token_ids, finish_reason=finish_reason, logprobs=logprobs)
 
-    def _stop(self, token_ids: list[int], stops: Sequence[str]) -> tuple[list[int], str, int]:
-        """The tokens up to the first that completes a stop string, the text before it, and how many tokens that is."""
+    def _write(self, token_ids: list[int], stops: Sequence[str]) -> tuple[str, list[int], bool]:
+        """The text up to the first stop string, where in it each token begins that it took, and whether it stopped."""
         detokenizer = Detokenizer(self._tokenizer)
-        text, starts = "", []
+        text = ""
+        starts: list[int] = []
         for token_id in token_ids:
             starts.append(len(text))
             text += detokenizer.append(token_id)
             if found := [at for at in map(text.find, stops) if at >= 0]:
-                text = text[: min(found)]
-                break
-        return token_ids[: len(starts)], text, sum(start < len(text) for start in starts)
+                return text[: min(found)], starts, True
+        return text + detokenizer.flush(), starts, False
 
-    def _certain(self, token_id: int, with_top: bool) -> PositionLogprobs:
+    def _certain(self, token_id: int, text_offset: int, with_top: bool) -> PositionLogprobs:
         token = TokenLogprob(
             token_id=token_id,
             token=self._tokenizer.token_text(token_id),
             bytes=list(self._tokenizer.token_bytes(token_id)),
             logprob=0.0,
         )
-        return PositionLogprobs(sampled=token, top=[token] if with_top else [])
+        return PositionLogprobs(sampled=token, top=[token] if with_top else [], text_offset=text_offset)
 
 
 def _numbered(choice: Choice, index: int) -> Choice:

@@ -42,6 +42,8 @@ class PositionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     sampled: TokenLogprob
     #: The likeliest tokens, likeliest first; empty where none were asked for.
     top: list[TokenLogprob] = []
+    #: Where in the choice's text the sampled token begins. One that has no text there begins where the next one does.
+    text_offset: int
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

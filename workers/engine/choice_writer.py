@@ -72,6 +72,7 @@ class ChoiceWriter:
         return PositionLogprobs(
             sampled=self._token(sample.token_id, sample.logprob),
             top=[self._token(token_id, logprob) for token_id, logprob in sample.top_logprobs],
+            text_offset=len(self._text),
         )
 
     def _token(self, token_id: int, logprob: float) -> TokenLogprob:

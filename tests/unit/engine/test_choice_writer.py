@@ -95,6 +95,14 @@ def test_a_special_token_that_ends_nothing_is_kept_without_text(tokenizer: Token
     assert len(choice.logprobs) == 4
 
 
+def test_a_token_knows_where_its_text_begins(tokenizer: Tokenizer) -> None:
+    choice, _ = write(tokenizer, [0, *letters(tokenizer, "aéb"), 0, *letters(tokenizer, "c")])
+    assert choice.logprobs is not None
+    assert choice.text == "aébc"
+    # A special token has no text, and no half of a character has one of its own.
+    assert [entry.text_offset for entry in choice.logprobs] == [0, 0, 1, 1, 2, 3, 3]
+
+
 def test_the_space_between_prompt_and_answer_is_kept(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(byte_fallback(tmp_path))
     token_ids = tokenizer.encode("over the", add_special_tokens=False)

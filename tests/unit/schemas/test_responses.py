@@ -33,8 +33,8 @@ def body(endpoint: str, *choices: Choice) -> str:
 
 
 POSITIONS = [
-    PositionLogprobs(sampled=token("a", -0.5), top=[token("a", -0.5), token("b", -1.5)]),
-    PositionLogprobs(sampled=token("b", float("-inf")), top=[token("a", -0.1), token("é", -2.0)]),
+    PositionLogprobs(sampled=token("a", -0.5), top=[token("a", -0.5), token("b", -1.5)], text_offset=0),
+    PositionLogprobs(sampled=token("b", float("-inf")), top=[token("a", -0.1), token("é", -2.0)], text_offset=1),
 ]
 
 
@@ -78,6 +78,13 @@ def test_text_logprobs_are_parallel_lists() -> None:
     # The sampled token is there beside the likeliest.
     assert logprobs.top_logprobs == [{"a": -0.5, "b": -1.5}, {"a": -0.1, "é": -2.0, "b": -9999.0}]
     assert [list(one) for one in logprobs.top_logprobs] == [["a", "b"], ["a", "é", "b"]]
+
+
+def test_an_answer_without_text_has_lists_of_nothing() -> None:
+    parsed = Completion.model_validate_json(body(COMPLETIONS, choice("", logprobs=[])), strict=True)
+    logprobs = parsed.choices[0].logprobs
+    assert logprobs is not None
+    assert (logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, logprobs.text_offset) == ([], [], [], [])
 
 
 @pytest.mark.parametrize("text", ["nul \0 and tab \t", "lone \ud800 surrogate", 'quote " and \\', "emoji 🦊 — done"])

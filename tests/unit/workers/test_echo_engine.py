@@ -75,6 +75,7 @@ def test_logprobs_are_certain(engine: EchoEngine) -> None:
     with_top = answer(engine, request([5, 6], max_tokens=2, logprobs=4)).choices[0].logprobs
     assert with_top is not None
     assert [(at.sampled.token_id, at.sampled.logprob, len(at.top)) for at in with_top] == [(5, 0.0, 1), (6, 0.0, 1)]
+    assert [at.text_offset for at in with_top] == [0, len(with_top[0].sampled.token)]
 
 
 def test_an_aborted_request_is_reported_once(folder: Path) -> None:
