@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 #: How much more than it can run at once an engine is given, so that it never waits for the next request.
 _FEED_AHEAD: Final = 1.25
+#: How soon a ticket that waits for the engine finds that it is back, in seconds.
+_ENGINE_LOOK_SECONDS: Final = 0.25
 #: Time for an engine to say what became of requests that it was told to stop, in seconds.
 _ABORT_SECONDS: Final = 5.0
 #: Time for what is left to reach SQL when a group stops, in seconds.
@@ -122,8 +124,11 @@ class Group:
     # --- slices
 
     def run_ticket(self) -> dict[str, Any]:
-        """Claim a slice and stay until it ends; returns what became of it."""
-        while not self._held_slices.reserve(timeout=1.0):
+        """Claim a slice and stay until it ends; returns what became of it.
+
+        While the engine is away a ticket waits for it: dropped, it would be missing to another group.
+        """
+        while not self._reserve():
             if self._is_draining.is_set():
                 return {"slice": None, "end": "draining"}
         held = self._claim()
@@ -131,6 +136,13 @@ class Group:
             return {"slice": None, "end": "nothing to claim"}
         held.ended.wait()
         return _summary(held)
+
+    def _reserve(self) -> bool:
+        """Room for a slice that the engine can work on; False if there is none for a while."""
+        if self._engine.health().state is EngineState.READY:
+            return self._held_slices.reserve(timeout=1.0)
+        self._is_draining.wait(_ENGINE_LOOK_SECONDS)
+        return False
 
     def _poll(self) -> None:
         """Claim without a ticket, so that the loss of Redis costs seconds, never jobs."""
@@ -155,6 +167,9 @@ class Group:
         except TRANSIENT as error:
             log.warning("the database is away; nothing is claimed", reason=summarize_error(error))
             claimed = None
+        except BaseException:
+            self._held_slices.release()
+            raise
         if claimed is None or not requests:
             if claimed is not None:
                 # The sweeper counts the attempt when the lease has run out.
@@ -162,6 +177,8 @@ class Group:
             self._held_slices.release()
             return None
         self._last_slice = claimed
+        if (lost := self._held_slices.find(claimed.id)) is not None:  # its lease ran out, and nobody here knows yet
+            self._engine.abort(self._held_slices.end(lost, AttemptEnd.LOST))
         held = self._held_slices.hold(claimed, requests)
         if held is None:
             self._return(claimed, 0)
@@ -185,7 +202,7 @@ class Group:
         self._held_slices.wait_until_settled(_ABORT_SECONDS)
         for held in self._held_slices.all():
             self._return(held.claimed, held.num_wasted_tokens)
-            self._held_slices.end(held.claimed.id, AttemptEnd.RETURNED)
+            self._held_slices.end(held, AttemptEnd.RETURNED)
 
     def _return(self, claimed: ClaimedSlice, num_wasted_tokens: int) -> None:
         try:

@@ -102,7 +102,7 @@ class Heartbeat:
             slice_id = one.claimed.id
             if slice_id not in renewal.held:
                 log.warning("a slice was lost", slice=slice_id)
-                self._engine.abort(self._held_slices.end(slice_id, AttemptEnd.LOST))
+                self._engine.abort(self._held_slices.end(one, AttemptEnd.LOST))
             elif slice_id in renewal.ending:
                 kind = renewal.ending[slice_id]
                 waiting, running = self._held_slices.end_early(one, kind)

@@ -114,12 +114,16 @@ class HeldSlices:
         with self._changed:
             return list(self._slices.values())
 
-    def end(self, slice_id: int, end: AttemptEnd) -> list[str]:
+    def find(self, slice_id: int) -> HeldSlice | None:
+        with self._changed:
+            return self._slices.get(slice_id)
+
+    def end(self, held: HeldSlice, end: AttemptEnd) -> list[str]:
         """Forget a slice; returns the engine's ids of its requests that are still in the engine."""
         with self._changed:
-            held = self._slices.pop(slice_id, None)
-            if held is None:
+            if held.end is not None:
                 return []
+            del self._slices[held.claimed.id]
             held.waiting.clear()
             held.suspects.clear()
             held.end = end

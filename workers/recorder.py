@@ -186,6 +186,10 @@ class Recorder:
         self._held_slices.recorded(len(group))
 
     def _record(self, group: list[_Unrecorded]) -> None:
+        # What was lost may be this group's again, under another lease.
+        group = [unrecorded for unrecorded in group if unrecorded.held.end is not AttemptEnd.LOST]
+        if not group:
+            return
         with self._database.begin() as conn:
             recorded = record_outcomes(conn, [unrecorded.outcome for unrecorded in group])
         self._outage.succeeded()
@@ -193,10 +197,11 @@ class Recorder:
             outbox.publish_soon(self._database)
         for unrecorded in group:
             _count(unrecorded)
-        for slice_id in recorded.stale:
-            self._lose(slice_id)
-        for slice_id in recorded.done:
-            self._held_slices.end(slice_id, AttemptEnd.FINISHED)
+        for held in {unrecorded.held for unrecorded in group}:
+            if held.claimed.id in recorded.stale:
+                self._lose(held)
+            elif held.claimed.id in recorded.done:
+                self._held_slices.end(held, AttemptEnd.FINISHED)
 
     def _record_apart(self, group: list[_Unrecorded]) -> None:
         by_slice: dict[HeldSlice, list[_Unrecorded]] = defaultdict(list)
@@ -212,11 +217,11 @@ class Recorder:
         """Let the leases run out: the sweeper counts the attempt, and ends a slice that fails again and again."""
         for held in {unrecorded.held for unrecorded in group}:
             log.error("outcomes could not be recorded", slice=held.claimed.id, reason=summarize_error(error))
-            self._lose(held.claimed.id)
+            self._lose(held)
 
-    def _lose(self, slice_id: int) -> None:
-        log.warning("a slice was lost", slice=slice_id)
-        self._engine.abort(self._held_slices.end(slice_id, AttemptEnd.LOST))
+    def _lose(self, held: HeldSlice) -> None:
+        log.warning("a slice was lost", slice=held.claimed.id)
+        self._engine.abort(self._held_slices.end(held, AttemptEnd.LOST))
 
 
 def _outcome_of(left: InFlight, outcome: Outcome) -> RequestOutcome:

@@ -41,13 +41,13 @@ def test_older_slices_are_fed_first_in_planned_order() -> None:
 
 def test_no_more_slices_are_reserved_than_there_is_room_for() -> None:
     held_slices = HeldSlices(max_slices=2, max_sequences=10)
-    hold(held_slices, 1, request(1))
+    held = hold(held_slices, 1, request(1))
     assert held_slices.reserve(timeout=0)
     assert not held_slices.reserve(timeout=0)
     held_slices.release()
     assert held_slices.reserve(timeout=0)
     held_slices.release()
-    held_slices.end(1, AttemptEnd.FINISHED)
+    held_slices.end(held, AttemptEnd.FINISHED)
     assert held_slices.reserve(timeout=0)
 
 
@@ -106,14 +106,14 @@ def test_outcomes_of_a_slice_that_ended_are_nobodys() -> None:
     held_slices = HeldSlices(max_slices=1, max_sequences=2)
     held = hold(held_slices, 1, request(1), request(2), request(3))
     take_ids(held_slices)
-    assert held_slices.end(1, AttemptEnd.LOST) == ["1.3", "2.3"]
+    assert held_slices.end(held, AttemptEnd.LOST) == ["1.3", "2.3"]
     assert held.ended.is_set()
     assert held_slices.settle("1.3") is None
     assert held_slices.settle("unknown") is None
     assert not held_slices.wait_until_settled(timeout=0)
     held_slices.settle("2.3")
     assert held_slices.wait_until_settled(timeout=0)
-    assert held_slices.end(1, AttemptEnd.FINISHED) == []
+    assert held_slices.end(held, AttemptEnd.FINISHED) == []
     assert held.end is AttemptEnd.LOST
 
 
