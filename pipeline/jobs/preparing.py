@@ -11,7 +11,6 @@ from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from pipeline.celery import CONTROL_QUEUE, FINALIZE
 from pipeline.errors import PipelineError
 from pipeline.ids import new_file_id
 from pipeline.jobs import outbox
@@ -41,6 +40,10 @@ _DUE = (Batch.status == BatchStatus.VALIDATING) & (func.coalesce(Batch.prepare_a
 
 class _OvertakenError(PipelineError):
     """The batch was cancelled while it was being prepared."""
+
+
+class _DeadlyBatchError(PipelineError):
+    """The processes that prepared the batch ended before they were done."""
 
 
 def prepare_waiting(engine: Engine | None = None) -> int:
@@ -81,6 +84,8 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
                 return None
             storage_key = conn.scalar(select(File.storage_key).where(File.id == batch.input_file_id))
             num_preparations = _count_preparation(engine, batch_id, settings)
+            if num_preparations > MAX_PREPARATIONS:
+                raise _DeadlyBatchError
             # Line by line it may well take longer than a statement of anyone else should.
             conn.execute(text("SET LOCAL statement_timeout = '15min'"))
             conn.execute(text("SET LOCAL idle_in_transaction_session_timeout = '15min'"))
@@ -88,7 +93,7 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
     except _OvertakenError:
         return None
     except Exception as error:  # a batch must not stay validating for ever, whatever goes wrong with it
-        is_expected = isinstance(error, StorageError | DBAPIError)
+        is_expected = isinstance(error, StorageError | DBAPIError | _DeadlyBatchError)
         log.error(
             "batch not prepared",
             batch=batch_id,
@@ -155,8 +160,6 @@ def _begin(conn: Connection, batch: Batch, report: IntakeReport) -> None:
     )
     if begun.rowcount == 0:
         raise _OvertakenError
-    if report.num_requests == 0:
-        outbox.add(conn, queue=CONTROL_QUEUE, task=FINALIZE, args=[batch.id])
 
 
 def _refuse(conn: Connection, batch_id: str) -> bool:

@@ -190,6 +190,14 @@ def test_an_error_that_nobody_expected_does_not_leave_it_validating_for_ever(
     assert "secret" not in error.message
 
 
+def test_a_batch_that_kills_whoever_prepares_it_fails_in_the_end(bench: Bench) -> None:
+    batch_id = bench.submit(request_lines(1))
+    # Counted, and then the process was gone.
+    bench.execute("UPDATE batches SET num_preparations = :count", count=MAX_PREPARATIONS)
+    assert prepare(batch_id) is BatchStatus.FAILED
+    assert [error.code for error in bench.errors(batch_id)] == ["internal_error"]
+
+
 def test_the_sweeper_finds_a_batch_whose_message_was_lost(bench: Bench, settings_env: pytest.MonkeyPatch) -> None:
     batch_id = bench.submit(request_lines(1))
     bench.execute("DELETE FROM outbox")
