@@ -52,7 +52,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(15.0, gt=0, description="Length of a lease; it is renewed four times within.")
     sweep_seconds: float = Field(5.0, gt=0, description="How often the sweeper runs, and an idle group looks into SQL.")
     relay_seconds: float = Field(1.0, gt=0, description="How often the relay publishes what direct publishing missed.")
-    max_attempts: int = Field(10, gt=0, description="Attempts after which a slice that keeps losing its lease fails.")
+    max_attempts: int = Field(
+        10, gt=0, description="Attempts without an outcome after which a slice that keeps losing its lease fails."
+    )
 
     # --- group
     group_slices: int = Field(3, gt=0, description="Slices that a group may hold at once.")

@@ -70,9 +70,11 @@ _END_ATTEMPTS: Final = text("""
     UPDATE attempts a SET "end" = 'lost', ended_at = clock_timestamp() FROM slices s
     WHERE s.id = ANY(:ids) AND a.slice_id = s.id AND a.lease_epoch = s.lease_epoch AND a."end" IS NULL
 """)
-# Slices that were given back do not count: that is how a group ends in order.
+# Slices that were given back do not count: that is how a group ends in order. Nor do attempts that got on: however
+# often a group is killed, what it does between is not for nothing.
 _WORN_OUT: Final = text("""
-    SELECT slice_id FROM attempts WHERE slice_id = ANY(:ids) AND "end" = 'lost'
+    SELECT slice_id FROM attempts
+    WHERE slice_id = ANY(:ids) AND "end" = 'lost' AND num_succeeded + num_unsuccessful = 0
     GROUP BY slice_id HAVING count(*) >= :max_attempts
 """)
 _PUT_BACK: Final = text("""
