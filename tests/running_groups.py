@@ -12,7 +12,6 @@ from typing import Any
 
 from seeds import MODEL
 from sqlalchemy import Engine as Database
-from sqlalchemy import text
 
 from pipeline.settings import Settings
 from workers.backends.protocol import (
@@ -38,12 +37,6 @@ def wait_for(condition: Callable[[], Any], *, timeout: float = 30.0) -> Any:
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.01)
     return value
-
-
-def sql(database: Database, statement: str, **params: object) -> list[tuple[Any, ...]]:
-    with database.begin() as conn:
-        result = conn.execute(text(statement), params)
-        return [tuple(row) for row in result] if result.returns_rows else []
 
 
 def make_settings(**changes: Any) -> Settings:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from pipeline.ids import new_file_id, new_id
@@ -28,6 +28,13 @@ from pipeline.tables import (
 from pipeline.tokenization import pack_token_ids
 
 MODEL = "tiny"
+
+
+def sql(database: Engine, statement: str, **params: object) -> list[tuple[Any, ...]]:
+    """Run one statement in a transaction of its own; returns its rows."""
+    with database.begin() as conn:
+        result = conn.execute(text(statement), params)
+        return [tuple(row) for row in result] if result.returns_rows else []
 
 
 @dataclass(frozen=True)

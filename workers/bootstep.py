@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from celery import bootsteps
 from celery.worker import state
+from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.telemetry.logs import summarize_error
 from workers.backends.protocol import EngineStartError
 from workers.group import Group
 
@@ -36,9 +38,10 @@ def group_step(group: Group) -> type[bootsteps.StartStopStep]:
                 signal.signal(number, stopper)
             try:
                 group.start()
-            except EngineStartError as error:
+            except (EngineStartError, SQLAlchemyError) as error:
                 group.stop()
-                print(f"error: {error}", file=sys.stderr)  # noqa: T201 — for a person at a terminal
+                reason = str(error) if isinstance(error, EngineStartError) else summarize_error(error)
+                print(f"error: {reason}", file=sys.stderr)  # noqa: T201 — for a person at a terminal
                 raise SystemExit(1) from None
             except BaseException:
                 group.stop()

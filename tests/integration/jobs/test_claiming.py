@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant
-from sqlalchemy import Engine, text
+from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant, sql
+from sqlalchemy import Engine
 
 from pipeline.jobs.claiming import (
     ClaimedSlice,
@@ -40,28 +39,18 @@ def claim_one(database: Engine, *, group: str = GROUP, last: ClaimedSlice | None
     return claimed
 
 
-def run(database: Engine, sql: str, **params: object) -> None:
-    with database.begin() as conn:
-        conn.execute(text(sql), params)
-
-
-def rows(database: Engine, sql: str, **params: object) -> Sequence[tuple[object, ...]]:
-    with database.begin() as conn:
-        return [tuple(row) for row in conn.execute(text(sql), params)]
-
-
 def test_a_claim_is_an_attempt_with_a_lease_by_the_database_clock(database: Engine, tenant: SeededTenant) -> None:
     batch_id = seed_batch(database, tenant, [2])
     claimed = claim_one(database)
     assert (claimed.batch_id, claimed.tenant_id, claimed.api_key_id) == (batch_id, tenant.id, tenant.api_key_id)
     assert claimed.endpoint == "/v1/chat/completions"
-    assert rows(
+    assert sql(
         database,
         "SELECT status, lease_epoch, group_id, lease_expires_at - now() BETWEEN interval '25 s' AND interval '30 s'"
         " FROM slices",
     ) == [("claimed", 1, GROUP, True)]
     attempts = 'SELECT slice_id, lease_epoch, group_id, batch_id, "end" FROM attempts'
-    assert rows(database, attempts) == [(claimed.id, 1, GROUP, batch_id, None)]
+    assert sql(database, attempts) == [(claimed.id, 1, GROUP, batch_id, None)]
     assert claim(database) is None
 
 
@@ -69,7 +58,7 @@ def test_requests_are_loaded_in_planned_order_without_those_that_have_an_outcome
     database: Engine, tenant: SeededTenant
 ) -> None:
     seed_batch(database, tenant, [3], prompt=[1, 70_000, 2], params={"max_tokens": 4, "stop": ["x"], "seed": 9})
-    run(database, "UPDATE requests SET outcome = 'cancelled' WHERE line = 2")
+    sql(database, "UPDATE requests SET outcome = 'cancelled' WHERE line = 2")
     with database.begin() as conn:
         requests = load_requests(conn, claim_one(database))
     assert [request.custom_id for request in requests] == ["request-1", "request-3"]
@@ -94,10 +83,10 @@ def test_the_nearest_deadline_of_a_tenant_is_next(database: Engine, tenant: Seed
 def test_a_group_goes_on_in_the_batch_where_it_is(database: Engine, tenant: SeededTenant) -> None:
     first = seed_batch(database, tenant, [1] * 3)
     second = seed_batch(database, tenant, [1] * 3)
-    run(database, "UPDATE slices SET deadline = (SELECT max(deadline) FROM slices)")
+    sql(database, "UPDATE slices SET deadline = (SELECT max(deadline) FROM slices)")
     mine = claim_one(database)
     assert (mine.batch_id, mine.position) == (first, 0)
-    run(database, "UPDATE slices SET status = 'done' WHERE batch_id = :id AND position = 0", id=second)
+    sql(database, "UPDATE slices SET status = 'done' WHERE batch_id = :id AND position = 0", id=second)
     there = replace(mine, batch_id=second)
     assert [_place(claim_one(database, last=there)), _place(claim_one(database))] == [(second, 1), (first, 1)]
 
@@ -109,7 +98,7 @@ def _place(claimed: ClaimedSlice) -> tuple[str, int]:
 @pytest.mark.parametrize("status", ["cancelling", "validating", "finalizing"])
 def test_only_batches_in_progress_are_worked_on(database: Engine, tenant: SeededTenant, status: str) -> None:
     seed_batch(database, tenant, [1])
-    run(database, "UPDATE batches SET status = :status", status=status)
+    sql(database, "UPDATE batches SET status = :status", status=status)
     assert claim(database) is None
 
 
@@ -141,7 +130,7 @@ def test_two_claimers_never_get_the_same_slice(database: Engine, tenant: SeededT
         thread.join(60)
     assert len(claimed) == 24
     assert len(set(claimed)) == 24
-    assert rows(database, "SELECT DISTINCT lease_epoch FROM slices") == [(1,)]
+    assert sql(database, "SELECT DISTINCT lease_epoch FROM slices") == [(1,)]
 
 
 def test_a_slice_that_is_being_claimed_is_passed_over_without_waiting(database: Engine, tenant: SeededTenant) -> None:
@@ -157,15 +146,15 @@ def test_a_slice_that_is_being_claimed_is_passed_over_without_waiting(database: 
 def test_renewing_says_what_is_still_held(database: Engine, tenant: SeededTenant) -> None:
     seed_batch(database, tenant, [1] * 4)
     held = [claim_one(database) for _ in range(4)]
-    run(database, "UPDATE slices SET lease_expires_at = now() - interval '1 h'")
-    run(database, "UPDATE slices SET lease_epoch = 2 WHERE id = :id", id=held[0].id)
-    run(database, "UPDATE slices SET status = 'pending' WHERE id = :id", id=held[1].id)
-    run(database, "UPDATE slices SET status = 'done', lease_expires_at = NULL WHERE id = :id", id=held[2].id)
+    sql(database, "UPDATE slices SET lease_expires_at = now() - interval '1 h'")
+    sql(database, "UPDATE slices SET lease_epoch = 2 WHERE id = :id", id=held[0].id)
+    sql(database, "UPDATE slices SET status = 'pending' WHERE id = :id", id=held[1].id)
+    sql(database, "UPDATE slices SET status = 'done', lease_expires_at = NULL WHERE id = :id", id=held[2].id)
     with database.begin() as conn:
         renewal = renew_leases(conn, GROUP, held, 30)
     assert renewal.held == {held[2].id, held[3].id}
     assert renewal.ending == {}
-    assert rows(
+    assert sql(
         database, "SELECT id, lease_expires_at IS NULL FROM slices WHERE lease_expires_at > now() OR status = 'done'"
     ) == [(held[2].id, True), (held[3].id, False)]
     with database.begin() as conn:
@@ -178,8 +167,8 @@ def test_renewing_tells_of_batches_that_end_early(database: Engine, tenant: Seed
     expired = seed_batch(database, tenant, [1])
     seed_batch(database, tenant, [1])
     held = {one.batch_id: one for one in [claim_one(database) for _ in range(3)]}
-    run(database, "UPDATE batches SET status = 'cancelling' WHERE id = :id", id=cancelled)
-    run(database, "UPDATE batches SET expires_at = now() - interval '1 s' WHERE id = :id", id=expired)
+    sql(database, "UPDATE batches SET status = 'cancelling' WHERE id = :id", id=cancelled)
+    sql(database, "UPDATE batches SET expires_at = now() - interval '1 s' WHERE id = :id", id=expired)
     with database.begin() as conn:
         renewal = renew_leases(conn, GROUP, list(held.values()), 30)
     assert renewal.held == {one.id for one in held.values()}
@@ -191,11 +180,9 @@ def test_a_returned_slice_waits_again_with_a_ticket(database: Engine, tenant: Se
     claimed = claim_one(database)
     with database.begin() as conn:
         assert return_slice(conn, claimed, num_wasted_tokens=17)
-    assert rows(database, "SELECT status, lease_expires_at FROM slices") == [("pending", None)]
-    assert rows(database, 'SELECT "end", num_wasted_tokens, ended_at IS NULL FROM attempts') == [
-        ("returned", 17, False)
-    ]
-    assert rows(database, "SELECT queue, task, args FROM outbox") == [
+    assert sql(database, "SELECT status, lease_expires_at FROM slices") == [("pending", None)]
+    assert sql(database, 'SELECT "end", num_wasted_tokens, ended_at IS NULL FROM attempts') == [("returned", 17, False)]
+    assert sql(database, "SELECT queue, task, args FROM outbox") == [
         (f"generate.{MODEL}", "generate.slice", [MODEL]),
     ]
     assert claim_one(database).lease_epoch == 2
@@ -204,11 +191,11 @@ def test_a_returned_slice_waits_again_with_a_ticket(database: Engine, tenant: Se
 def test_a_slice_that_was_lost_is_not_returned(database: Engine, tenant: SeededTenant) -> None:
     seed_batch(database, tenant, [1])
     claimed = claim_one(database)
-    run(database, "UPDATE slices SET lease_epoch = 2")
+    sql(database, "UPDATE slices SET lease_epoch = 2")
     with database.begin() as conn:
         assert not return_slice(conn, claimed)
-    assert rows(database, "SELECT status FROM slices") == [("claimed",)]
-    assert rows(database, "SELECT count(*) FROM outbox") == [(0,)]
+    assert sql(database, "SELECT status FROM slices") == [("claimed",)]
+    assert sql(database, "SELECT count(*) FROM outbox") == [(0,)]
 
 
 def test_a_group_that_starts_again_ends_the_leases_of_its_former_life(database: Engine, tenant: SeededTenant) -> None:
@@ -216,7 +203,7 @@ def test_a_group_that_starts_again_ends_the_leases_of_its_former_life(database: 
     mine, other = claim_one(database), claim_one(database, group="group-1@here")
     with database.begin() as conn:
         assert expire_leases(conn, GROUP) == 1
-    assert rows(database, "SELECT id FROM slices WHERE lease_expires_at <= clock_timestamp()") == [(mine.id,)]
+    assert sql(database, "SELECT id FROM slices WHERE lease_expires_at <= clock_timestamp()") == [(mine.id,)]
     assert other.id != mine.id
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant
-from sqlalchemy import Engine, text
+from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant, sql
+from sqlalchemy import Engine
 
 from pipeline.billing.rating import NotPricedError, TokenUsage
 from pipeline.jobs.claiming import ClaimedSlice, PlannedRequest, claim_slice, load_requests
@@ -51,16 +51,6 @@ def record(database: Engine, outcomes: Sequence[RequestOutcome]) -> Recorded:
         return record_outcomes(conn, outcomes)
 
 
-def rows(database: Engine, sql: str, **params: object) -> list[tuple[object, ...]]:
-    with database.begin() as conn:
-        return [tuple(row) for row in conn.execute(text(sql), params)]
-
-
-def run(database: Engine, sql: str) -> None:
-    with database.begin() as conn:
-        conn.execute(text(sql))
-
-
 def test_an_answer_is_written_with_its_usage_its_price_and_all_counters(database: Engine, tenant: SeededTenant) -> None:
     batch_id = seed_batch(database, tenant, [2])
     claimed, (first, _) = claim(database)
@@ -71,7 +61,7 @@ def test_an_answer_is_written_with_its_usage_its_price_and_all_counters(database
 
     assert recorded == Recorded(stale=frozenset(), done=frozenset(), finished_batches=())
     assert outcome.body is not None
-    assert rows(database, "SELECT * FROM results")[0][:7] == (
+    assert sql(database, "SELECT * FROM results")[0][:7] == (
         first.id,
         batch_id,
         outcome.body,
@@ -82,23 +72,23 @@ def test_an_answer_is_written_with_its_usage_its_price_and_all_counters(database
     )
     usage_columns = "meter, quantity, tenant_id, api_key_id, batch_id, model, group_id, engine_ms"
     owner = (tenant.id, tenant.api_key_id, batch_id, MODEL, GROUP)
-    assert rows(database, f"SELECT {usage_columns} FROM usage_events ORDER BY meter") == [
+    assert sql(database, f"SELECT {usage_columns} FROM usage_events ORDER BY meter") == [
         ("input_cached", 4, *owner, 0),
         ("input_uncached", 6, *owner, 0),
         ("output", 5, *owner, 33),
     ]
-    assert rows(
+    assert sql(
         database, "SELECT meter, revision, quantity, unit_price, amount, currency FROM rated_lines ORDER BY meter"
     ) == [
         ("input_cached", 1, 4, Decimal("0.061"), 4 * CACHED / 10**6, "USD"),
         ("input_uncached", 1, 6, Decimal("0.137"), 6 * INPUT / 10**6, "USD"),
         ("output", 1, 5, Decimal("0.411"), 5 * OUTPUT / 10**6, "USD"),
     ]
-    assert rows(database, "SELECT outcome, error_code FROM requests ORDER BY id") == [("succeeded", None), (None, None)]
-    assert rows(database, "SELECT status, num_unfinished FROM slices") == [("claimed", 1)]
-    assert rows(database, "SELECT num_succeeded, num_unsuccessful, num_tokens FROM attempts") == [(1, 0, 11)]
+    assert sql(database, "SELECT outcome, error_code FROM requests ORDER BY id") == [("succeeded", None), (None, None)]
+    assert sql(database, "SELECT status, num_unfinished FROM slices") == [("claimed", 1)]
+    assert sql(database, "SELECT num_succeeded, num_unsuccessful, num_tokens FROM attempts") == [(1, 0, 11)]
     counters = "num_succeeded, num_unsuccessful, num_prompt_tokens, num_cached_tokens, num_completion_tokens"
-    assert rows(database, f"SELECT {counters} FROM batches") == [(1, 0, 10, 4, 5)]
+    assert sql(database, f"SELECT {counters} FROM batches") == [(1, 0, 10, 4, 5)]
 
 
 def test_the_ledger_sums_to_zero_and_to_the_rated_lines(database: Engine, tenant: SeededTenant) -> None:
@@ -116,12 +106,12 @@ def test_the_ledger_sums_to_zero_and_to_the_rated_lines(database: Engine, tenant
         SELECT a.kind, a.tenant_id, sum(e.amount) FROM ledger_entries e JOIN ledger_accounts a ON a.id = e.account_id
         GROUP BY a.kind, a.tenant_id ORDER BY a.kind, a.tenant_id
     """
-    assert rows(database, balances) == [
+    assert sql(database, balances) == [
         *sorted([("receivable", tenant.id, 3 * amount), ("receivable", other.id, 3 * amount)]),
         ("revenue", None, -6 * amount),
     ]
-    assert rows(database, "SELECT DISTINCT sum(amount) FROM ledger_entries GROUP BY transaction_id") == [(0,)]
-    assert rows(database, "SELECT tenant_id, count(*) FROM ledger_transactions GROUP BY 1 ORDER BY 2") == [
+    assert sql(database, "SELECT DISTINCT sum(amount) FROM ledger_entries GROUP BY transaction_id") == [(0,)]
+    assert sql(database, "SELECT tenant_id, count(*) FROM ledger_transactions GROUP BY 1 ORDER BY 2") == [
         (tenant.id, 1),
         (other.id, 2),
     ]
@@ -130,7 +120,7 @@ def test_the_ledger_sums_to_zero_and_to_the_rated_lines(database: Engine, tenant
         WHERE (SELECT sum(amount) FROM rated_lines r WHERE r.ledger_transaction_id = t.id)
            <> (SELECT sum(amount) FROM ledger_entries e WHERE e.transaction_id = t.id AND e.amount > 0)
     """
-    assert rows(database, per_transaction) == [(0,)]
+    assert sql(database, per_transaction) == [(0,)]
 
 
 def test_recording_twice_bills_once(database: Engine, tenant: SeededTenant) -> None:
@@ -141,11 +131,11 @@ def test_recording_twice_bills_once(database: Engine, tenant: SeededTenant) -> N
     again = record(database, [answer(claimed, first), answer(claimed, second)])
 
     assert again == Recorded(stale=frozenset(), done=frozenset({claimed.id}), finished_batches=())
-    assert rows(database, "SELECT count(*), count(DISTINCT request_id) FROM results") == [(2, 2)]
-    assert rows(database, "SELECT sum(quantity) FROM usage_events") == [(24,)]
-    assert rows(database, "SELECT count(*), sum(quantity) FROM rated_lines") == [(4, 24)]
-    assert rows(database, "SELECT num_succeeded, num_completion_tokens FROM batches") == [(2, 10)]
-    assert rows(database, "SELECT count(*) FROM outbox") == [(1,)]
+    assert sql(database, "SELECT count(*), count(DISTINCT request_id) FROM results") == [(2, 2)]
+    assert sql(database, "SELECT sum(quantity) FROM usage_events") == [(24,)]
+    assert sql(database, "SELECT count(*), sum(quantity) FROM rated_lines") == [(4, 24)]
+    assert sql(database, "SELECT num_succeeded, num_completion_tokens FROM batches") == [(2, 10)]
+    assert sql(database, "SELECT count(*) FROM outbox") == [(1,)]
 
 
 @pytest.mark.parametrize(
@@ -159,23 +149,23 @@ def test_recording_twice_bills_once(database: Engine, tenant: SeededTenant) -> N
 def test_a_stale_epoch_writes_nothing(database: Engine, tenant: SeededTenant, loss: str) -> None:
     seed_batch(database, tenant, [1])
     claimed, (request,) = claim(database)
-    run(database, loss)
+    sql(database, loss)
     recorded = record(database, [answer(claimed, request)])
     assert recorded == Recorded(stale=frozenset({claimed.id}), done=frozenset(), finished_batches=())
     for table in ("results", "usage_events", "rated_lines", "ledger_entries", "outbox"):
-        assert rows(database, f"SELECT count(*) FROM {table}") == [(0,)], table
-    assert rows(database, "SELECT outcome FROM requests") == [(None,)]
-    assert rows(database, "SELECT num_succeeded FROM batches") == [(0,)]
+        assert sql(database, f"SELECT count(*) FROM {table}") == [(0,)], table
+    assert sql(database, "SELECT outcome FROM requests") == [(None,)]
+    assert sql(database, "SELECT num_succeeded FROM batches") == [(0,)]
 
 
 def test_a_lost_slice_does_not_hold_up_the_others(database: Engine, tenant: SeededTenant) -> None:
     seed_batch(database, tenant, [1, 1])
     lost, (of_lost,) = claim(database)
     held, (of_held,) = claim(database)
-    run(database, f"UPDATE slices SET lease_epoch = 2 WHERE id = {lost.id}")
+    sql(database, f"UPDATE slices SET lease_epoch = 2 WHERE id = {lost.id}")
     recorded = record(database, [answer(lost, of_lost), answer(held, of_held)])
     assert (recorded.stale, recorded.done) == ({lost.id}, {held.id})
-    assert rows(database, "SELECT request_id FROM results") == [(of_held.id,)]
+    assert sql(database, "SELECT request_id FROM results") == [(of_held.id,)]
 
 
 def test_the_last_outcome_ends_the_slice_the_attempt_and_the_batch(database: Engine, tenant: SeededTenant) -> None:
@@ -184,13 +174,13 @@ def test_the_last_outcome_ends_the_slice_the_attempt_and_the_batch(database: Eng
     second, others = claim(database)
     done = record(database, [answer(first, request) for request in requests])
     assert (done.done, done.finished_batches) == ({first.id}, ())
-    assert rows(database, "SELECT status, lease_expires_at FROM slices ORDER BY id")[0] == ("done", None)
-    assert rows(database, 'SELECT "end", ended_at IS NULL FROM attempts ORDER BY slice_id') == [
+    assert sql(database, "SELECT status, lease_expires_at FROM slices ORDER BY id")[0] == ("done", None)
+    assert sql(database, 'SELECT "end", ended_at IS NULL FROM attempts ORDER BY slice_id') == [
         ("finished", False),
         (None, True),
     ]
     assert record(database, [answer(second, others[0])]).finished_batches == (batch_id,)
-    assert rows(database, "SELECT queue, task, args FROM outbox") == [("control", "control.finalize", [batch_id])]
+    assert sql(database, "SELECT queue, task, args FROM outbox") == [("control", "control.finalize", [batch_id])]
 
 
 def test_what_failed_is_recorded_with_its_reason_and_not_billed(database: Engine, tenant: SeededTenant) -> None:
@@ -214,15 +204,15 @@ def test_what_failed_is_recorded_with_its_reason_and_not_billed(database: Engine
             answer(claimed, third),
         ],
     )
-    assert rows(database, "SELECT outcome, error_code, error_message FROM requests ORDER BY id") == [
+    assert sql(database, "SELECT outcome, error_code, error_message FROM requests ORDER BY id") == [
         ("failed", "engine_crashed", "The engine crashed \ufffd and ?."),
         ("cancelled", None, None),
         ("succeeded", None, None),
     ]
-    assert rows(database, "SELECT count(*), sum(quantity) FROM usage_events") == [(2, 12)]
-    assert rows(database, "SELECT num_succeeded, num_unsuccessful FROM batches") == [(1, 2)]
-    assert rows(database, "SELECT num_succeeded, num_unsuccessful, num_wasted_tokens FROM attempts") == [(1, 2, 22)]
-    assert rows(database, "SELECT status FROM slices") == [("done",)]
+    assert sql(database, "SELECT count(*), sum(quantity) FROM usage_events") == [(2, 12)]
+    assert sql(database, "SELECT num_succeeded, num_unsuccessful FROM batches") == [(1, 2)]
+    assert sql(database, "SELECT num_succeeded, num_unsuccessful, num_wasted_tokens FROM attempts") == [(1, 2, 22)]
+    assert sql(database, "SELECT status FROM slices") == [("done",)]
 
 
 def test_answers_have_the_price_of_the_moment(database: Engine, tenant: SeededTenant) -> None:
@@ -230,10 +220,10 @@ def test_answers_have_the_price_of_the_moment(database: Engine, tenant: SeededTe
     claimed, (first, second) = claim(database)
     record(database, [answer(claimed, first)])
     card = "INSERT INTO rate_cards (model, currency, input_price, cached_input_price, output_price, batch_discount,"
-    run(database, f"{card} effective_from) VALUES ('{MODEL}', 'USD', 2, 1, 3, 0, now())")
-    run(database, f"{card} effective_from) VALUES ('{MODEL}', 'USD', 9, 9, 9, 0, now() + interval '1 h')")
+    sql(database, f"{card} effective_from) VALUES ('{MODEL}', 'USD', 2, 1, 3, 0, now())")
+    sql(database, f"{card} effective_from) VALUES ('{MODEL}', 'USD', 9, 9, 9, 0, now() + interval '1 h')")
     record(database, [answer(claimed, second)])
-    assert rows(database, "SELECT amount FROM rated_lines ORDER BY request_id, meter") == [
+    assert sql(database, "SELECT amount FROM rated_lines ORDER BY request_id, meter") == [
         (7 * INPUT / 10**6,),
         (5 * OUTPUT / 10**6,),
         (Decimal("0.000014"),),
@@ -244,11 +234,11 @@ def test_answers_have_the_price_of_the_moment(database: Engine, tenant: SeededTe
 def test_nothing_is_written_for_a_model_without_a_price(database: Engine, tenant: SeededTenant) -> None:
     seed_batch(database, tenant, [1])
     claimed, (request,) = claim(database)
-    run(database, "DELETE FROM rate_cards")
+    sql(database, "DELETE FROM rate_cards")
     with pytest.raises(NotPricedError, match="has no rate card"):
         record(database, [answer(claimed, request)])
-    assert rows(database, "SELECT outcome FROM requests") == [(None,)]
-    assert rows(database, "SELECT count(*) FROM results") == [(0,)]
+    assert sql(database, "SELECT outcome FROM requests") == [(None,)]
+    assert sql(database, "SELECT count(*) FROM results") == [(0,)]
 
 
 def test_recording_again_waits_for_a_commit_that_is_still_on_its_way(database: Engine, tenant: SeededTenant) -> None:
@@ -261,11 +251,11 @@ def test_recording_again_waits_for_a_commit_that_is_still_on_its_way(database: E
     record_outcomes(first, [answer(claimed, request)])
     retry = threading.Thread(target=lambda: again.append(record(database, [answer(claimed, request)])))
     retry.start()
-    while not rows(database, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+    while not sql(database, "SELECT 1 FROM pg_locks WHERE NOT granted"):
         assert retry.is_alive()
     transaction.commit()
     first.close()
     retry.join(30)
     assert again == [Recorded(stale=frozenset(), done=frozenset({claimed.id}), finished_batches=())]
-    assert rows(database, "SELECT count(*) FROM results") == [(1,)]
-    assert rows(database, "SELECT num_succeeded FROM batches") == [(1,)]
+    assert sql(database, "SELECT count(*) FROM results") == [(1,)]
+    assert sql(database, "SELECT num_succeeded FROM batches") == [(1,)]

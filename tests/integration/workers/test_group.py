@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_groups import GROUP, ScriptedEngine, make_settings, running_group, sql, wait_for
-from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant
+from running_groups import GROUP, ScriptedEngine, make_settings, running_group, wait_for
+from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 from tokenizer_folders import byte_level
 
@@ -236,6 +236,31 @@ def test_answers_that_come_after_the_lease_was_lost_write_nothing(database: Engi
         assert not ticket.is_alive()
     assert sql(database, "SELECT count(*) FROM results") == [(0,)]
     assert num_unfinished(database) == 3
+
+
+def test_a_group_that_claims_again_what_it_lost_goes_on_under_the_new_lease(
+    database: Engine, tenant: SeededTenant
+) -> None:
+    seed_batch(database, tenant, [3])
+    engine = ScriptedEngine(answers=False)
+    # The heartbeat is too slow to hear of the loss before the second claim.
+    settings = make_settings(lease_seconds=3600.0, sweep_seconds=3600.0)
+    with running_group(database, engine, settings) as group:
+        ends: dict[str, dict[str, Any]] = {}
+        first = threading.Thread(target=lambda: ends.update(first=group.run_ticket()))
+        first.start()
+        wait_for(lambda: len(engine.submitted) == 3)
+        sql(database, "UPDATE slices SET lease_epoch = lease_epoch + 1, status = 'pending'")
+        second = threading.Thread(target=lambda: ends.update(second=group.run_ticket()))
+        second.start()
+        wait_for(lambda: len(engine.submitted) == 6)
+        first.join(10)
+        engine.answers = True
+        second.join(10)
+    assert (ends["first"]["end"], ends["second"]["end"]) == ("lost", "finished")
+    assert len(engine.aborted) == 3
+    check_books(database)
+    assert sql(database, "SELECT DISTINCT lease_epoch FROM results") == [(3,)]
 
 
 def test_a_group_that_starts_again_ends_its_former_leases(database: Engine, tenant: SeededTenant) -> None:

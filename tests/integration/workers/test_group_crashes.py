@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
+
 import pytest
-from running_groups import ScriptedEngine, make_settings, running_group, sql, wait_for
-from seeds import SeededTenant, seed_batch, seed_model, seed_tenant
+from running_groups import ScriptedEngine, make_settings, running_group, wait_for
+from seeds import SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 
 from pipeline.tokenization import pack_token_ids
@@ -73,17 +75,32 @@ def test_suspects_of_another_group_run_alone_too(database: Engine, tenant: Seede
         wait_for(lambda: num_unfinished(database) == 0)
 
 
+def test_a_group_whose_engine_is_away_takes_no_tickets_from_others(database: Engine, tenant: SeededTenant) -> None:
+    seed_batch(database, tenant, [1])
+    engine = ScriptedEngine()
+    with ThreadPoolExecutor() as threads:
+        with running_group(database, engine, make_settings(sweep_seconds=3600.0)) as group:
+            engine.state = EngineState.RESTARTING
+            ticket = threads.submit(group.run_ticket)
+            assert not wait([ticket], timeout=0.5).done
+            engine.state = EngineState.READY
+            assert ticket.result(30)["end"] == "finished"
+            engine.state = EngineState.DEGRADED
+            ticket = threads.submit(group.run_ticket)
+            assert not wait([ticket], timeout=0.5).done
+        assert ticket.result(30)["end"] == "draining"
+
+
 def test_a_degraded_engine_gives_its_slices_back_and_claims_nothing(database: Engine, tenant: SeededTenant) -> None:
     seed_batch(database, tenant, [2, 2])
     engine = ScriptedEngine(answers=False)
-    with running_group(database, engine, make_settings()) as group:
+    with running_group(database, engine, make_settings()):
         wait_for(lambda: len(engine.running) == 4)
         with engine.changed:
             engine.state = EngineState.DEGRADED
             engine.crash()
         wait_for(lambda: sql(database, "SELECT count(*) FROM slices WHERE status = 'pending'") == [(2,)])
         wait_for(lambda: sql(database, "SELECT state, reason FROM groups") == [("degraded", "It crashed too often.")])
-        assert group.run_ticket() == {"slice": None, "end": "nothing to claim"}
     assert sql(database, 'SELECT "end", count(*) FROM attempts GROUP BY 1') == [("returned", 2)]
 
 

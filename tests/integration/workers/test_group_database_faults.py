@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from flaky_proxy import FlakyProxy
-from running_groups import ScriptedEngine, make_settings, running_group, sql, wait_for
-from seeds import seed_batch, seed_model, seed_tenant
+from running_groups import ScriptedEngine, make_settings, running_group, wait_for
+from seeds import seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 from tokenizer_folders import byte_level
 

@@ -4,8 +4,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from running_groups import ScriptedEngine, make_settings, running_group, sql, wait_for
-from seeds import SeededTenant, seed_batch, seed_model, seed_tenant
+from running_groups import ScriptedEngine, make_settings, running_group, wait_for
+from seeds import SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 
 

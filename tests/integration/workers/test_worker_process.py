@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
-from running_groups import sql, wait_for
-from seeds import SeededTenant, seed_batch, seed_model, seed_tenant
+from model_folders import random_llama
+from running_groups import wait_for
+from seeds import SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 from tokenizer_folders import byte_level
 
@@ -160,11 +162,22 @@ def test_a_model_that_is_not_there_is_one_readable_line(
     assert "Traceback" not in (tmp_path / "worker.log").read_text()
 
 
-def test_a_model_that_does_not_load_is_one_readable_line(
-    database: Engine, folder: Path, start: Start, tmp_path: Path
-) -> None:
+def test_a_model_that_does_not_load_is_one_readable_line(database: Engine, start: Start, tmp_path: Path) -> None:
+    folder = random_llama(tmp_path / "random")
+    (folder / "model.safetensors").unlink()
     assert start(folder, "--engine", "native").wait(60) == 1
     log = (tmp_path / "worker.log").read_text()
     (line,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert "safetensors" in line
     assert "Traceback" not in log
     assert sql(database, "SELECT state, reason FROM groups") == [("stopped", line.removeprefix("error: "))]
+
+
+def test_a_worker_that_is_stopped_while_it_loads_leaves_nothing(database: Engine, start: Start, tmp_path: Path) -> None:
+    worker = start(random_llama(tmp_path / "random"), "--engine", "native", "--tp", "2")
+    wait_for(lambda: sql(database, "SELECT 1 FROM groups WHERE state = 'starting'"), timeout=60)
+    ranks = wait_for(lambda: psutil.Process(worker.pid).children(recursive=True), timeout=60)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    wait_for(lambda: not any(rank.is_running() for rank in ranks))
+    assert "Traceback" not in (tmp_path / "worker.log").read_text()
