@@ -79,7 +79,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     #: In which the weights were saved; None where config.json does not say.
     dtype: str | None = None
-    #: Any of them ends a sequence: those of generation_config.json, else those of config.json, as in transformers.
+    #: Any of them ends a sequence: those of generation_config.json or, where it names none, of config.json.
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
