@@ -25,7 +25,7 @@ class ChoiceWriter:
         self._detokenizer = Detokenizer(tokenizer, is_continuation=True)
         self._text = ""
         self._token_ids: list[int] = []
-        #: Per token that is not end-of-sequence: how long the text was before it.
+        #: Per token that is not end-of-sequence: where in the text it begins.
         self._starts: list[int] = []
         self._logprobs: list[PositionLogprobs] = []
 
@@ -36,10 +36,13 @@ class ChoiceWriter:
             self._write(self._detokenizer.flush())
             self.finish_reason = "stop"
             return
-        self._starts.append(len(self._text))
+        text, own = self._detokenizer.append(sample.token_id), self._tokenizer.token_text(sample.token_id)
+        # What stands before its own are bytes of earlier tokens, which became no character.
+        start = len(self._text) + (len(text) - len(own) if text.endswith(own) else 0)
+        self._starts.append(start)
         if sample.logprob is not None:
-            self._logprobs.append(self._position(sample))
-        self._write(self._detokenizer.append(sample.token_id))
+            self._logprobs.append(self._position(sample, start))
+        self._write(text)
         if self.finish_reason is None and len(self._token_ids) == self._params.max_tokens:
             self._write(self._detokenizer.flush())
             self.finish_reason = self.finish_reason or "length"
@@ -67,12 +70,12 @@ class ChoiceWriter:
             self.finish_reason = "stop"
             del self._logprobs[sum(start < len(self._text) for start in self._starts) :]
 
-    def _position(self, sample: Sample) -> PositionLogprobs:
+    def _position(self, sample: Sample, text_offset: int) -> PositionLogprobs:
         assert sample.logprob is not None
         return PositionLogprobs(
             sampled=self._token(sample.token_id, sample.logprob),
             top=[self._token(token_id, logprob) for token_id, logprob in sample.top_logprobs],
-            text_offset=len(self._text),
+            text_offset=text_offset,
         )
 
     def _token(self, token_id: int, logprob: float) -> TokenLogprob:

@@ -101,6 +101,9 @@ def test_a_token_knows_where_its_text_begins(tokenizer: Tokenizer) -> None:
     assert choice.text == "aébc"
     # A special token has no text, and no half of a character has one of its own.
     assert [entry.text_offset for entry in choice.logprobs] == [0, 0, 1, 1, 2, 3, 3]
+    choice, _ = write(tokenizer, [*letters(tokenizer, "é")[:1], *letters(tokenizer, "bc")])
+    assert choice.logprobs is not None
+    assert (choice.text, [entry.text_offset for entry in choice.logprobs]) == ("\ufffdbc", [0, 1, 2])
 
 
 def test_the_space_between_prompt_and_answer_is_kept(tmp_path: Path) -> None:
