@@ -83,8 +83,8 @@ class RunningStack:
         return self.report
 
     def run(self, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """A command about this stack; `args` begins with its name."""
-        argv = [*CLI, args[0], "--data-dir", str(self.data_dir), *args[1:]]
+        """A command about this stack."""
+        argv = [*CLI, *args, "--data-dir", str(self.data_dir)]
         return subprocess.run(
             argv, env=self.environment, capture_output=True, text=True, timeout=START_SECONDS, **options
         )
