@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import structlog
@@ -32,6 +33,10 @@ ENGINE_CRASHED: Final = "engine_crashed"
 
 #: Longest wait for the engine, so that outcomes which do not come from it are seen.
 _LONGEST_WAIT: Final = 0.25
+
+#: Answers recorded in one transaction at most, in characters; PostgreSQL refuses a message of 1 GiB, which some long
+#: answers with all of their log-probabilities come to.
+_MOST_CHARACTERS: Final = 32 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +170,7 @@ class Recorder:
         return is_full or is_old or self._is_stopping.is_set() or not self._held_slices.expects_outcomes()
 
     def _flush(self) -> None:
-        with self._lock:
-            group = self._buffer[: self._settings.record_requests]
+        group = self._next_group()
         try:
             self._record(group)
         except TRANSIENT as error:
@@ -184,6 +188,13 @@ class Recorder:
             del self._buffer[: len(group)]
             self._first_at = time.monotonic()
         self._held_slices.recorded(len(group))
+
+    def _next_group(self) -> list[_Unrecorded]:
+        """The oldest outcomes, one at least."""
+        with self._lock:
+            group = self._buffer[: self._settings.record_requests]
+        sizes = accumulate(len(unrecorded.outcome.body or "") for unrecorded in group)
+        return group[: max(1, sum(size <= _MOST_CHARACTERS for size in sizes))]
 
     def _record(self, group: list[_Unrecorded]) -> None:
         # What was lost may be this group's again, under another lease.

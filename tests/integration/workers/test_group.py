@@ -12,6 +12,7 @@ from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 from tokenizer_folders import byte_level
 
+from workers import recorder
 from workers.backends.echo import EchoEngine
 from workers.backends.protocol import EngineStartError, EngineState
 
@@ -107,6 +108,17 @@ def test_a_ticket_stays_until_its_slice_ends(database: Engine, tenant: SeededTen
         }
         assert group.run_ticket() == {"slice": None, "end": "nothing to claim"}
     assert group.run_ticket() == {"slice": None, "end": "draining"}
+
+
+def test_answers_that_are_long_together_are_recorded_apart(
+    database: Engine, tenant: SeededTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "_MOST_CHARACTERS", 1)
+    seed_batch(database, tenant, [5])
+    with running_group(database, ScriptedEngine()):
+        wait_for(lambda: num_unfinished(database) == 0)
+    check_books(database)
+    assert sql(database, "SELECT count(*) FROM ledger_transactions") == [(5,)]
 
 
 def test_the_row_of_a_group_says_how_it_is(database: Engine, tenant: SeededTenant) -> None:
