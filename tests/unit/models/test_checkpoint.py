@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_folders import random_decoder, read_config, write_checkpoint
+from checkpoint_files import random_decoder, read_config, write_checkpoint
 from safetensors.torch import save_file
 
 from models.checkpoint import checkpoint_tensors, load_decoder, resolve_dtype

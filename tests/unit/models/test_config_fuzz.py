@@ -5,9 +5,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from checkpoint_files import LLAMA
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_folders import LLAMA
 
 from models.config import FAMILIES, ModelConfig
 from models.errors import ModelError

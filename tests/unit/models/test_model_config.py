@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_folders import LLAMA, read_config, write_config
+from checkpoint_files import LLAMA, read_config, write_config
 
 from models.config import ModelConfig
 from models.errors import InvalidConfig, UnsupportedModel
