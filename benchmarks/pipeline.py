@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from rich.table import Table
 
 from benchmarks.model import write_model
 from benchmarks.plain_celery import POOLS, run_tasks, running_worker
+from pipeline.processes import NotReadyError, spawn, stop, wait_until
 
 RESULT = Path(__file__).parent / "results" / "pipeline.json"
 MODEL = "echo"
@@ -163,19 +163,23 @@ def running_stack() -> Iterator[dict[str, Any]]:
     folder.chmod(0o711)  # started by root, PostgreSQL runs as a user of its own
     argv = [sys.executable, "-m", "pipeline.cli", "up", "--data-dir", str(folder / "data"), "--port", "0", "--json"]
     argv += ["--engine", "echo", "--model", str(write_model(folder / MODEL)), "--model-name", MODEL]
-    log = (folder / "up.log").open("w")
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
+    log_path = folder / "up.log"
+    log_path.touch(mode=0o600)  # it will hold the key
+    process = spawn(argv, log_path=log_path)  # ends with this process, whatever ends it
     try:
-        assert process.stdout is not None
-        printed = process.stdout.readline()
-        if not printed:
-            raise RuntimeError(f"The stack did not start: {(folder / 'up.log').read_text()}")
-        yield json.loads(printed)
+        wait_until(lambda: report(log_path) is not None, what="The stack", timeout=120, process=process)
+        yield report(log_path) or {}
+    except NotReadyError as error:
+        raise SystemExit(f"{error}\n{log_path.read_text()}") from None
     finally:
-        process.terminate()
-        process.wait()
-        log.close()
+        stop(process, timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def report(log_path: Path) -> dict[str, Any] | None:
+    """What `up --json` printed, once it has."""
+    lines = [line for line in log_path.read_text().splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else None
 
 
 def table(results: Results) -> Table:

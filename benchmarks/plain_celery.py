@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 
 import redis
 from celery import Celery
+
+from pipeline.processes import spawn, stop
 
 _PREFIX = "peer:"
 _QUEUE = "peer"
@@ -37,15 +38,12 @@ def running_worker(redis_url: str, pool: str) -> Iterator[None]:
     app.conf.broker_url = redis_url
     argv = [sys.executable, "-m", "celery", "-A", "benchmarks.plain_celery", "worker"]
     argv += ["-P", pool, "-c", str(os.cpu_count() or 1), "-l", "ERROR", "--without-gossip", "--without-mingle"]
-    worker = subprocess.Popen(
-        argv, env={**os.environ, "PEER_REDIS_URL": redis_url}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    worker = spawn(argv, env={**os.environ, "PEER_REDIS_URL": redis_url})
     try:
         run_tasks(redis_url, 1)
         yield
     finally:
-        worker.terminate()
-        worker.wait()
+        stop(worker, timeout=30)
 
 
 def run_tasks(redis_url: str, num_tasks: int, *, timeout: float = 600.0) -> float:
