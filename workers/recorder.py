@@ -11,18 +11,18 @@ from itertools import accumulate
 from typing import Final
 
 import structlog
+from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from pipeline.billing.rating import TokenUsage
 from pipeline.jobs import outbox
 from pipeline.jobs.claiming import PlannedRequest, count_crash_exposures
-from pipeline.jobs.recording import RequestOutcome, record_outcomes
-from pipeline.schemas.responses import answer_body
+from pipeline.jobs.recording import Recorded, RequestOutcome, record_outcomes
 from pipeline.settings import Settings
 from pipeline.tables.requests import OutcomeKind
 from pipeline.tables.slices import AttemptEnd
 from pipeline.telemetry.logs import summarize_error
-from workers.backends.protocol import Engine, Outcome, OutcomeStatus
+from workers.answers import computed_tokens, outcome_of, without_answer
+from workers.backends.protocol import Engine, OutcomeStatus
 from workers.held_slices import HeldSlice, HeldSlices, InFlight
 from workers.retries import TRANSIENT, Outage, until_done
 from workers.threads import GuardedThread
@@ -64,6 +64,8 @@ class Recorder:
         self._buffer: list[_Unrecorded] = []
         self._first_at = 0.0
         self._outage = Outage("recording outcomes")
+        #: The recorder thread's own.
+        self._connection: Connection | None = None
         self._is_stopping = threading.Event()
         self._give_up = threading.Event()
         self._thread = GuardedThread("recorder", self._run, on_failure)
@@ -80,13 +82,15 @@ class Recorder:
 
     def add(self, held: HeldSlice, requests: Iterable[PlannedRequest], kind: OutcomeKind) -> None:
         """Outcomes of requests that never reached the engine."""
-        self._keep([_Unrecorded(held, _without_answer(held, request, kind)) for request in requests])
+        self._keep([_Unrecorded(held, without_answer(held, request, kind)) for request in requests])
 
     def _run(self) -> None:
         while not (self._is_stopping.is_set() and not self._buffer):
             self._take()
             if self._is_due():
                 self._flush()
+        if self._connection is not None:
+            self._connection.close()
 
     # --- from the engine
 
@@ -98,13 +102,13 @@ class Recorder:
             if left is None:
                 continue
             if outcome.status is OutcomeStatus.CRASHED and left.held.ending is None:
-                left.held.num_wasted_tokens += _computed_tokens(outcome)
+                left.held.num_wasted_tokens += computed_tokens(outcome)
                 crashed.append(left)
             elif outcome.status is OutcomeStatus.ABORTED and left.held.ending is None:
-                left.held.num_wasted_tokens += _computed_tokens(outcome)
+                left.held.num_wasted_tokens += computed_tokens(outcome)
                 self._put_back(left.held, left.request)
             else:
-                self._keep([_Unrecorded(left.held, _outcome_of(left, outcome))])
+                self._keep([_Unrecorded(left.held, outcome_of(left, outcome))])
         if crashed:
             self._after_crash(crashed)
 
@@ -144,7 +148,7 @@ class Recorder:
                 self._put_back(left.held, again)
                 continue
             message = f"The engine crashed {again.num_crash_exposures} times while it worked on this request."
-            failed = _without_answer(left.held, again, OutcomeKind.FAILED, ENGINE_CRASHED, message)
+            failed = without_answer(left.held, again, OutcomeKind.FAILED, ENGINE_CRASHED, message)
             self._keep([_Unrecorded(left.held, failed)])
 
     def _put_back(self, held: HeldSlice, request: PlannedRequest) -> None:
@@ -201,8 +205,7 @@ class Recorder:
         group = [unrecorded for unrecorded in group if unrecorded.held.end is not AttemptEnd.LOST]
         if not group:
             return
-        with self._database.begin() as conn:
-            recorded = record_outcomes(conn, [unrecorded.outcome for unrecorded in group])
+        recorded = self._write([unrecorded.outcome for unrecorded in group])
         self._outage.succeeded()
         if recorded.finished_batches:
             outbox.publish_soon(self._database)
@@ -213,6 +216,19 @@ class Recorder:
                 self._lose(held)
             elif held.claimed.id in recorded.done:
                 self._held_slices.end(held, AttemptEnd.FINISHED)
+
+    def _write(self, outcomes: list[RequestOutcome]) -> Recorded:
+        """Record in one transaction, on a connection that is kept: to test one from the pool takes another round."""
+        if self._connection is None:
+            self._connection = self._database.connect()
+        try:
+            with self._connection.begin():
+                return record_outcomes(self._connection, outcomes)
+        except BaseException:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
+            raise
 
     def _record_apart(self, group: list[_Unrecorded]) -> None:
         by_slice: dict[HeldSlice, list[_Unrecorded]] = defaultdict(list)
@@ -233,64 +249,6 @@ class Recorder:
     def _lose(self, held: HeldSlice) -> None:
         log.warning("a slice was lost", slice=held.claimed.id)
         self._engine.abort(self._held_slices.end(held, AttemptEnd.LOST))
-
-
-def _outcome_of(left: InFlight, outcome: Outcome) -> RequestOutcome:
-    """What is recorded of an outcome that needs no other attempt."""
-    claimed, request = left.held.claimed, left.request
-    if outcome.status is OutcomeStatus.FINISHED:
-        body = answer_body(
-            endpoint=claimed.endpoint,
-            request_id=request.id,
-            created=int(time.time()),
-            model=claimed.model,
-            choices=outcome.choices,
-            num_prompt_tokens=outcome.num_prompt_tokens,
-            num_cached_tokens=outcome.num_cached_tokens,
-            num_completion_tokens=outcome.num_completion_tokens,
-        )
-        usage = TokenUsage(
-            outcome.num_prompt_tokens, outcome.num_cached_tokens, outcome.num_completion_tokens, outcome.engine_ms
-        )
-        return RequestOutcome(
-            request.id,
-            request.custom_id,
-            claimed,
-            OutcomeKind.SUCCEEDED,
-            body=body,
-            usage=usage,
-            num_wasted_tokens=_take_waste(left.held),
-        )
-    left.held.num_wasted_tokens += _computed_tokens(outcome)
-    if outcome.status is OutcomeStatus.FAILED:
-        return _without_answer(
-            left.held, request, OutcomeKind.FAILED, outcome.error_code or "engine_error", outcome.error_message
-        )
-    return _without_answer(left.held, request, left.held.ending or OutcomeKind.CANCELLED)
-
-
-def _without_answer(
-    held: HeldSlice, request: PlannedRequest, kind: OutcomeKind, code: str | None = None, message: str | None = None
-) -> RequestOutcome:
-    return RequestOutcome(
-        request.id,
-        request.custom_id,
-        held.claimed,
-        kind,
-        error_code=code,
-        error_message=message,
-        num_wasted_tokens=_take_waste(held),
-    )
-
-
-def _take_waste(held: HeldSlice) -> int:
-    """Waste since the last outcome: it is recorded with the next."""
-    wasted, held.num_wasted_tokens = held.num_wasted_tokens, 0
-    return wasted
-
-
-def _computed_tokens(outcome: Outcome) -> int:
-    return outcome.num_prompt_tokens - outcome.num_cached_tokens + outcome.num_completion_tokens
 
 
 def _count(unrecorded: _Unrecorded) -> None:
