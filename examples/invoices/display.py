@@ -93,7 +93,9 @@ class Display:
 
     def answers(self, rows: Sequence[tuple[str, str, bool]]) -> None:
         """Sentences beside their answers, and whether they are right."""
-        table = Table("sentence", "answer", "", title=f"The first {len(rows)} answers", show_lines=True)
+        table = Table(title=f"The first {len(rows)} answers", show_lines=True)
+        for name in ("sentence", "answer", ""):
+            table.add_column(name, overflow="fold")
         for sentence, content, is_right in rows:
             table.add_row(_plain(sentence), _plain(content), "[green]right" if is_right else "[red]wrong")
         self._console.print(table)
@@ -135,7 +137,7 @@ class Display:
                         line["batch_discount"],
                         line[f"{meter}_amount"],
                     )
-            for name in ("rounding", "total"):
+            for name in ("exact", "rounding", "total"):
                 table.add_row(name, "", "", "", bill[name], style="bold" if name == "total" else None)
             self._console.print(table)
 
