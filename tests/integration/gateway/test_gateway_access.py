@@ -10,6 +10,7 @@ import pytest
 from running_gateways import Tenant, error_of
 from sqlalchemy import func, select, text, update
 
+from pipeline.processes import wait_until
 from pipeline.tables import ApiKey, Batch, File, ServedModel
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import revoke_key
@@ -148,6 +149,8 @@ def test_no_key_reaches_a_log(acme: Tenant, log_path: Path) -> None:
     acme.http.get("/v1/files", params={"after": acme.key})
     acme.http.get("/v1/nowhere", headers={"x-request-id": "mine-1"})
 
+    # A request is logged when its answer is out.
+    wait_until(lambda: "mine-1" in log_path.read_text(), what="the log line", timeout=30, process=None)
     written = log_path.read_text()
 
     assert acme.key.rsplit("_", 1)[1] not in written
