@@ -19,7 +19,7 @@ LIMIT_SECONDS = 180.0
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A running demo, as `make demo` starts it; every process that it starts has a TMPDIR of its own in its environment."""
+    """A running demo, as `make demo` starts it; all that it starts has a TMPDIR of its own in its environment."""
     (tmp_path / "tmp").mkdir()
     tmp_path.chmod(0o711)
     command = [sys.executable, "-m", "examples.invoices.demo", "--folder", str(tmp_path / "output")]
