@@ -1,4 +1,4 @@
-"""Trains the invoice reader from nothing and writes its checkpoint: under 30 minutes on 2 cores.
+"""Trains the invoice reader from nothing and writes its checkpoint: about half an hour on 2 cores.
 
 python -m examples.invoices.train --folder examples/invoices/invoice-reader
 """
