@@ -203,6 +203,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
+    # A shell starts its background jobs with this one ignored; asked to end, the demo ends all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run(
             arguments.folder,
