@@ -6,6 +6,7 @@ about is not there or did not end well (`status`: no stack runs; a batch that di
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import version
 
@@ -49,6 +50,8 @@ for _commands in (stack, client, admin, reporting, server, doctor):
 
 def main() -> None:
     """Run a command; a mistake of the user's is one line on stderr, never a traceback."""
+    # A shell starts its background jobs with this one ignored; what is interrupted ends all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except UserError as error:
