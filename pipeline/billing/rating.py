@@ -8,8 +8,6 @@ from decimal import Context, Decimal, Inexact
 from functools import cached_property, reduce
 from typing import Any, Final
 
-from sqlalchemy import Connection
-
 from pipeline.errors import PipelineError
 from pipeline.tables.billing import Meter
 
@@ -85,12 +83,6 @@ class Rates:
 def exact_sum(amounts: Iterable[Decimal]) -> Decimal:
     """The sum of amounts, which is never rounded."""
     return reduce(_EXACT.add, amounts, Decimal(0))
-
-
-def rate_card_for(conn: Connection, model: str) -> Rates:
-    """The rate card of `model` that is in effect now, by the database's clock. Raises NotPricedError."""
-    row = conn.exec_driver_sql(RATE_CARD, {"model": model}).one_or_none()
-    return rates_of(model, row)
 
 
 def rates_of(model: str, row: Sequence[Any] | None) -> Rates:

@@ -106,6 +106,8 @@ def download(
     as_json: bool = JSON,
 ) -> None:
     """Write the output and error files of a batch; of one that still runs, the lines that are there."""
+    from pipeline.cli.watching import ENDED
+
     with open_client(data_dir, base_url, api_key) as client:
         found = client.batches.retrieve(batch)
         written = {
@@ -117,7 +119,7 @@ def download(
         return
     for name, path in written.items():
         typer.echo(f"{name}: {path or 'none'}")
-    if found.status not in ("completed", "failed", "expired", "cancelled"):
+    if found.status not in ENDED:
         typer.echo(f"The batch is {found.status}: more lines may come.", err=True)
 
 

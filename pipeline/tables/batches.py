@@ -23,10 +23,6 @@ class BatchStatus(StrEnum):
     CANCELLING = "cancelling"  #: Running requests are being stopped.
     CANCELLED = "cancelled"
 
-    @property
-    def is_final(self) -> bool:
-        return self in (BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
-
 
 class OnInvalid(StrEnum):
     """What intake does with a batch that has invalid lines."""

@@ -55,10 +55,6 @@ class BlockManager:
         return len(self._blocks) * self.block_size
 
     @property
-    def num_unreferenced_blocks(self) -> int:
-        return len(self._unreferenced)
-
-    @property
     def num_referenced_blocks(self) -> int:
         return len(self._blocks) - len(self._unreferenced)
 
