@@ -19,6 +19,8 @@ from pipeline.errors import PipelineError
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+#: What ends a process, or wakes it at a time; a child's own death is not among them.
+_HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 class NotReadyError(PipelineError):
@@ -72,6 +74,7 @@ def spawn(
     parent = os.getpid()
 
     def die_with_parent() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _libc.prctl(_PR_SET_PDEATHSIG, death_signal)
         if os.getppid() != parent:  # it ended before the line above
             os._exit(1)
@@ -79,21 +82,35 @@ def spawn(
     identity: dict[str, Any] = (
         {} if run_as is None else {"user": run_as.pw_uid, "group": run_as.pw_gid, "extra_groups": []}
     )
-    with contextlib.ExitStack() as stack:
-        output: int = subprocess.DEVNULL
-        if log_path is not None:
-            output = stack.enter_context(log_path.open("ab")).fileno()
-        return subprocess.Popen(
-            argv,
-            env=None if env is None else dict(env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=die_with_parent,  # runs after the change of user, which clears the signal
-            **identity,
-        )
+    process: subprocess.Popen[bytes] | None = None
+    # Python drops what a signal's handler raises while its hooks around a fork run: an interrupt would be lost.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # raises, with the signals blocked, what came just before
+        with contextlib.ExitStack() as stack:
+            output: int = subprocess.DEVNULL
+            if log_path is not None:
+                output = stack.enter_context(log_path.open("ab")).fileno()
+            process = subprocess.Popen(
+                argv,
+                env=None if env is None else dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # runs after the change of user, which clears the signal
+                **identity,
+            )
+    finally:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        except BaseException:  # a held signal, whose handler raised: the caller will not know of the process
+            if process is not None:
+                process.kill()
+                process.wait()
+            raise
+    return process
 
 
 def stop(process: subprocess.Popen[bytes], *, sig: signal.Signals = signal.SIGTERM, timeout: float = 10.0) -> None:
