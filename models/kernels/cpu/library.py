@@ -1,0 +1,48 @@
+"""The compiled kernels: found, loaded, and typed. Where there was no compiler at installation there are none."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+# Its OpenMP must be the one that torch computes with, or two pools of threads take turns on the same cores: loaded
+# after torch, the library finds torch's under the name that it asks for.
+import torch
+
+#: Numbers of `enum Type` in kernels.hpp.
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+_PATH = Path(__file__).parent / "_kernels.so"
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "rz_add_rms_norm": (c_int32, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64),
+    "rz_silu_mul": (c_int32, c_void_p, c_void_p, c_int64, c_int64),
+    "rz_argmax_finite": (c_int32, c_void_p, c_int64, c_void_p, c_int64, c_int64),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library; None where it was not built."""
+    if not _PATH.exists():
+        return None
+    loaded = ctypes.CDLL(str(_PATH))
+    for name, signature in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = signature, None
+    loaded.rz_isa.restype = c_char_p
+    loaded.rz_choose_isa.argtypes, loaded.rz_choose_isa.restype = (c_char_p,), c_int32
+    return loaded
+
+
+def isa() -> str | None:
+    """The instruction set that the kernels use: "amx", "avx512bf16", "avx512", "avx2" or "portable"."""
+    loaded = library()
+    return None if loaded is None else loaded.rz_isa().decode()
+
+
+def choose_isa(name: str) -> bool:
+    """Use another instruction set; False if this machine does not have it. For tests and measurements."""
+    loaded = library()
+    return loaded is not None and bool(loaded.rz_choose_isa(name.encode()))
