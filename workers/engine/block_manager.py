@@ -20,6 +20,8 @@ class Block:
     num_references: int = 0
     #: Set while a prefix may find this block.
     key: ContentKey | None = None
+    #: The number of its content while it has a key; else 0.
+    content_id: int = 0
 
 
 class BlockManager:
@@ -66,12 +68,19 @@ class BlockManager:
     def find_prefix(self, sequence: Sequence) -> list[tuple[int, int]]:
         """The longest cached prefix as (block, content number) pairs.
 
-        It never covers the last token: that one is always computed, since its logits are wanted.
+        It never covers the last token: that one is always computed, since its logits are wanted. A sequence that
+        asks at every step until it is admitted has its tokens hashed once: what it found last is there as long as
+        the blocks hold the same contents, and the search goes on from there.
         """
-        found: list[tuple[int, int]] = []
-        parent: int | str = sequence.cache_salt
-        for start in range(0, (sequence.num_tokens - 1) // self.block_size * self.block_size, self.block_size):
-            hit = self._cached.get((parent, tuple(sequence.token_ids[start : start + self.block_size])))
+        found, blocks = sequence.found_prefix, self._blocks
+        for position, (block, content_id) in enumerate(found):
+            if blocks[block].content_id != content_id:
+                del found[position:]
+                break
+        parent: int | str = found[-1][1] if found else sequence.cache_salt
+        size = self.block_size
+        for start in range(len(found) * size, (sequence.num_tokens - 1) // size * size, size):
+            hit = self._cached.get((parent, tuple(sequence.token_ids[start : start + size])))
             if hit is None:
                 break
             found.append(hit)
@@ -80,9 +89,11 @@ class BlockManager:
 
     def can_admit(self, sequence: Sequence, prefix: list[tuple[int, int]], num_reserved_blocks: int) -> bool:
         """Whether all tokens of a sequence without blocks fit, sharing `prefix`, and leave the reserve untouched."""
-        num_shared = sum(self._blocks[block].num_references > 0 for block, _ in prefix)
-        num_needed = self.num_blocks_for(sequence.num_tokens) - num_shared
-        return num_needed + num_reserved_blocks <= len(self._unreferenced)
+        num_left = len(self._unreferenced) - num_reserved_blocks
+        num_needed = self.num_blocks_for(sequence.num_tokens)
+        if num_needed - len(prefix) > num_left:
+            return False
+        return num_needed - sum(self._blocks[block].num_references > 0 for block, _ in prefix) <= num_left
 
     def admit(self, sequence: Sequence, prefix: list[tuple[int, int]]) -> None:
         """Let a sequence without blocks start after `prefix`, which counts as computed."""
@@ -92,12 +103,16 @@ class BlockManager:
             sequence.block_table.append(block)
             sequence.content_ids.append(content_id)
         sequence.num_computed_tokens = len(prefix) * self.block_size
+        sequence.found_prefix = []
 
     # --- growth
 
     def can_allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether blocks are left to hold the first `num_tokens` of the sequence."""
-        return self.num_blocks_for(num_tokens) - len(sequence.block_table) <= len(self._unreferenced)
+        num_held = len(sequence.block_table)
+        return num_tokens <= num_held * self.block_size or (
+            self.num_blocks_for(num_tokens) - num_held <= len(self._unreferenced)
+        )
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> None:
         """Add the blocks that the first `num_tokens` need, and cache each that these tokens fill.
@@ -105,10 +120,10 @@ class BlockManager:
         The tokens must be known and be computed in the coming step. Caching them now, before they are, lets sequences
         admitted to the same step share them: every layer writes all its keys and values before it reads any.
         """
-        for _ in range(self.num_blocks_for(num_tokens) - len(sequence.block_table)):
+        while len(sequence.block_table) * self.block_size < num_tokens:
             sequence.block_table.append(self._take())
-        for position in range(len(sequence.content_ids), num_tokens // self.block_size):
-            self._cache(sequence, position)
+        while (len(sequence.content_ids) + 1) * self.block_size <= num_tokens:
+            self._cache(sequence)
 
     def deallocate(self, sequence: Sequence) -> None:
         """Take all blocks from the sequence; what is cached stays findable until the block is needed."""
@@ -147,7 +162,9 @@ class BlockManager:
             if block.key is None:
                 self._unreferenced.move_to_end(index, last=False)
 
-    def _cache(self, sequence: Sequence, position: int) -> None:
+    def _cache(self, sequence: Sequence) -> None:
+        """Make the sequence's first full block that is not known yet findable."""
+        position = len(sequence.content_ids)
         start = position * self.block_size
         parent = sequence.content_ids[-1] if sequence.content_ids else sequence.cache_salt
         key = (parent, tuple(sequence.token_ids[start : start + self.block_size]))
@@ -156,14 +173,15 @@ class BlockManager:
             self._last_content_id += 1
             hit = (sequence.block_table[position], self._last_content_id)
             self._cached[key] = hit
-            self._blocks[hit[0]].key = key
+            block = self._blocks[hit[0]]
+            block.key, block.content_id = key, hit[1]
         # Where another block holds the same, this one stays private, and what follows it continues the other's chain.
         sequence.content_ids.append(hit[1])
 
     def _uncache(self, block: Block) -> None:
         if block.key is not None:
             del self._cached[block.key]
-            block.key = None
+            block.key, block.content_id = None, 0
 
     def check_integrity(self, sequences: Collection[Sequence]) -> None:
         """Assert that the books balance, given every sequence that may hold blocks. For tests."""
@@ -171,7 +189,9 @@ class BlockManager:
         for block in self._blocks:
             assert block.num_references == references[block.index], f"{block}: {references[block.index]} tables hold it"
             assert (block.num_references == 0) == (block.index in self._unreferenced), f"{block} is in the wrong place"
-            assert block.key is None or self._cached[block.key][0] == block.index, f"{block}: its key finds another"
+            found = (block.index, block.content_id) if block.key is None else self._cached[block.key]
+            assert found == (block.index, block.content_id), f"{block}: its key finds another"
+            assert (block.key is None) == (block.content_id == 0), f"{block}: half of its content is known"
         assert sum(block.key is not None for block in self._blocks) == len(self._cached), "a key without its block"
         for sequence in sequences:
             assert len(set(sequence.block_table)) == len(sequence.block_table), "a block twice in one table"

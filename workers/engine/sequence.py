@@ -35,6 +35,8 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     #: For each full block: the number under which its content, and all before it, is known to the block manager.
     content_ids: list[int] = field(default_factory=list)
+    #: While it waits: the cached prefix that the block manager found last, as (block, content number) pairs.
+    found_prefix: list[tuple[int, int]] = field(default_factory=list)
     #: How often each token was generated; kept only where a penalty needs it.
     generated_counts: Counter[int] = field(default_factory=Counter)
 
