@@ -87,7 +87,7 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of an answer, without special tokens."""
         detokenizer = Detokenizer(self)
-        return "".join([*map(detokenizer.append, token_ids), detokenizer.flush()])
+        return detokenizer.extend(token_ids) + detokenizer.flush()
 
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 bytes of one token, which may be part of a character; empty where only the network knows the id."""
@@ -135,15 +135,18 @@ class Detokenizer:
 
     def append(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
-        if not self._tokenizer.has_text(token_id):
-            return ""
-        if self._is_first:
-            self._is_first = False
-            data = self._tokenizer.first_token_bytes(token_id)
-        else:
-            data = self._tokenizer.token_bytes(token_id)
-        data, self._separator = self._separator + data, self._tokenizer.separator
-        return self._strip(self._utf8.decode(data))
+        return self.extend((token_id,))
+
+    def extend(self, token_ids: Iterable[int]) -> str:
+        """The text that these tokens complete."""
+        tokenizer, separator = self._tokenizer, self._tokenizer.separator
+        data: list[bytes] = []
+        for token_id in token_ids:
+            if tokenizer.has_text(token_id):
+                own = tokenizer.first_token_bytes(token_id) if self._is_first else tokenizer.token_bytes(token_id)
+                data += (self._separator, own)
+                self._is_first, self._separator = False, separator
+        return self._strip(self._utf8.decode(b"".join(data)))
 
     def flush(self) -> str:
         """What is left at the end: a replacement character for an unfinished one."""

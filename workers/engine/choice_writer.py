@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from pipeline.schemas.generation import GenerationParams
 from pipeline.tokenization import Detokenizer, Tokenizer
@@ -11,7 +11,10 @@ from workers.engine.sampler import Sample
 
 
 class ChoiceWriter:
-    """Takes tokens until `finish_reason` is set."""
+    """Takes tokens until `finish_reason` is set.
+
+    Where neither a stop string nor log-probabilities need the text while it comes, it is written once, at the end.
+    """
 
     def __init__(
         self, index: int, params: GenerationParams, tokenizer: Tokenizer, eos_token_ids: Collection[int]
@@ -23,6 +26,7 @@ class ChoiceWriter:
         self._eos_token_ids = () if params.ignore_eos else eos_token_ids
         # The answer follows a prompt: a space at its beginning belongs to it.
         self._detokenizer = Detokenizer(tokenizer, is_continuation=True)
+        self._needs_text = bool(params.stop) or params.logprobs is not None
         self._text = ""
         self._token_ids: list[int] = []
         #: Per token that is not end-of-sequence: where in the text it begins.
@@ -33,19 +37,12 @@ class ChoiceWriter:
         assert self.finish_reason is None
         self._token_ids.append(sample.token_id)
         if sample.token_id in self._eos_token_ids:
-            self._write(self._detokenizer.flush())
-            self.finish_reason = "stop"
+            self._finish("stop", self._token_ids[:-1])
             return
-        text, own = self._detokenizer.append(sample.token_id), self._tokenizer.token_text(sample.token_id)
-        # What stands before its own are bytes of earlier tokens, which became no character.
-        start = len(self._text) + (len(text) - len(own) if text.endswith(own) else 0)
-        self._starts.append(start)
-        if sample.logprob is not None:
-            self._logprobs.append(self._position(sample, start))
-        self._write(text)
+        if self._needs_text:
+            self._append_text(sample)
         if self.finish_reason is None and len(self._token_ids) == self._params.max_tokens:
-            self._write(self._detokenizer.flush())
-            self.finish_reason = self.finish_reason or "length"
+            self._finish("length", self._token_ids)
 
     def choice(self) -> Choice:
         """The finished choice."""
@@ -57,6 +54,21 @@ class ChoiceWriter:
             finish_reason=self.finish_reason,
             logprobs=None if self._params.logprobs is None else self._logprobs,
         )
+
+    def _append_text(self, sample: Sample) -> None:
+        text, own = self._detokenizer.append(sample.token_id), self._tokenizer.token_text(sample.token_id)
+        # What stands before its own are bytes of earlier tokens, which became no character.
+        start = len(self._text) + (len(text) - len(own) if text.endswith(own) else 0)
+        self._starts.append(start)
+        if sample.logprob is not None:
+            self._logprobs.append(self._position(sample, start))
+        self._write(text)
+
+    def _finish(self, reason: str, text_token_ids: Sequence[int]) -> None:
+        if not self._needs_text:
+            self._text = self._detokenizer.extend(text_token_ids)
+        self._write(self._detokenizer.flush())
+        self.finish_reason = self.finish_reason or reason
 
     def _write(self, text: str) -> None:
         """Add text, and end before the first stop string that it completes."""

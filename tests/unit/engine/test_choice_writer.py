@@ -121,3 +121,17 @@ def test_a_text_is_cut_where_a_plain_search_cuts_it(tokenizer: Tokenizer, text: 
     expected = text[: min(ends)[1]] if ends else text + "!"
     assert choice.text == expected
     assert logprob_text(choice) == expected
+
+
+@given(data=st.data())
+def test_a_text_is_the_same_whether_or_not_it_was_needed_while_it_came(
+    tokenizer: Tokenizer, data: st.DataObject
+) -> None:
+    token_ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 1), min_size=1, max_size=24))
+    for params in ({}, {"max_tokens": len(token_ids) + 1}):
+        late_ids = [*token_ids, *tokenizer.eos_token_ids]
+        late, num_tokens = write(tokenizer, late_ids, logprobs=None, **params)
+        early, expected_num_tokens = write(tokenizer, late_ids, logprobs=0, **params)
+        assert (late.text, late.finish_reason, late.token_ids) == (early.text, early.finish_reason, early.token_ids)
+        assert num_tokens == expected_num_tokens
+        assert late.logprobs is None
