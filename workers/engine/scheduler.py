@@ -15,11 +15,8 @@ class ScheduledSequence:
 
     sequence: Sequence
     num_tokens: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step computes the last known token, so that the next one can be sampled."""
-        return self.sequence.num_computed_tokens + self.num_tokens == self.sequence.num_tokens
+    #: Whether the step computes the last known token, so that the next one can be sampled.
+    samples: bool
 
 
 @dataclass(slots=True)
@@ -149,8 +146,9 @@ class Scheduler:
             budget -= self._schedule(plan, sequence, min(sequence.num_tokens - sequence.num_computed_tokens, budget))
 
     def _schedule(self, plan: Plan, sequence: Sequence, num_tokens: int) -> int:
-        self.block_manager.allocate(sequence, sequence.num_computed_tokens + num_tokens)
-        plan.scheduled.append(ScheduledSequence(sequence, num_tokens))
+        num_computed = sequence.num_computed_tokens + num_tokens
+        self.block_manager.allocate(sequence, num_computed)
+        plan.scheduled.append(ScheduledSequence(sequence, num_tokens, num_computed == sequence.num_tokens))
         return num_tokens
 
     def check_integrity(self) -> None:
