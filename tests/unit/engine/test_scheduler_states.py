@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import ClassVar
+
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from pipeline.schemas.generation import GenerationParams
 from workers.engine.block_manager import BlockManager
@@ -14,6 +24,9 @@ from workers.engine.sequence import Sequence
 
 class SchedulerMachine(RuleBasedStateMachine):
     """A model whose next token depends on all tokens before it, read back from the slots of the cache."""
+
+    #: How often each thing happened, over all runs.
+    seen: ClassVar[Counter[str]] = Counter()
 
     @initialize(
         num_blocks=st.integers(1, 12),
@@ -51,11 +64,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
             self.scheduler.add(sequence)
             self.alive.append(sequence)
+            self.seen["arrivals"] += 1
         self.num_submitted += 1
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
+        self.seen["aborts"] += 1
         self.end(data.draw(st.sampled_from(self.alive)))
 
     @precondition(lambda self: self.alive)
@@ -73,6 +88,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self) -> None:
         plan = self.scheduler.schedule()
         self.scheduler.check_integrity()
+        self.seen["steps"] += 1
+        self.seen["preemptions"] += len(plan.preempted)
+        self.seen["oversized"] += len(plan.oversized)
+        self.seen["cache hits"] += sum(bool(sequence.num_cached_tokens) for sequence in plan.admitted)
         assert bool(plan.scheduled or plan.oversized) == bool(self.alive), "nothing may starve"
         assert plan.num_tokens <= self.step_tokens
         for sequence in plan.oversized:
@@ -93,6 +112,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence in sampling:
             sequence.append(sum(sequence.token_ids) % 2)
             if sequence.num_generated_tokens == sequence.params.max_tokens:
+                self.seen["finishes"] += 1
                 self.end(sequence)
 
     def slot(self, sequence: Sequence, position: int) -> int:
@@ -122,5 +142,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.num_tokens_used == 0
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
-TestScheduler = SchedulerMachine.TestCase
+def test_the_books_balance_after_each_of_many_steps() -> None:
+    SchedulerMachine.seen.clear()
+    run_state_machine_as_test(
+        SchedulerMachine, settings=settings(max_examples=200, stateful_step_count=40, deadline=None)
+    )
+    seen = SchedulerMachine.seen
+    assert seen["steps"] >= 5_000, seen
+    for event in ("arrivals", "finishes", "aborts", "preemptions", "oversized", "cache hits"):
+        assert seen[event] >= 20, seen
