@@ -93,6 +93,23 @@ def test_the_least_recently_used_is_evicted_first_and_tails_before_prefixes() ->
     assert len(blocks.find_prefix(make_sequence([5, 6, 7, 8, 0]))) == 2
 
 
+def test_a_prefix_that_was_found_before_is_found_as_it_is_now() -> None:
+    blocks = BlockManager(4, 2)
+    waiting = make_sequence([1, 2, 3, 4, 5, 6, 0])
+    first = make_sequence([1, 2, 3, 4])
+    run_whole(blocks, first)
+    assert len(blocks.find_prefix(waiting)) == 2
+    longer = make_sequence([1, 2, 3, 4, 5, 6])
+    run_whole(blocks, longer)
+    assert len(blocks.find_prefix(waiting)) == 3, "it grew"
+    blocks.deallocate(longer)
+    blocks.deallocate(first)
+    run_whole(blocks, make_sequence([7, 8, 9, 9]))
+    assert len(blocks.find_prefix(waiting)) == 2, "its end was evicted"
+    run_whole(blocks, make_sequence([9, 9, 9, 9]))
+    assert blocks.find_prefix(waiting) == [], "all of it was"
+
+
 def test_a_block_that_was_never_cached_is_taken_before_any_that_was() -> None:
     blocks = BlockManager(3, 2)
     cached, partial = make_sequence([1, 2]), make_sequence([3])

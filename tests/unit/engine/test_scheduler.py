@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from pipeline.schemas.generation import GenerationParams
@@ -161,3 +163,32 @@ def test_removal_frees_the_blocks_at_once() -> None:
 def test_limits_below_one_are_refused(max_num_sequences: int, step_tokens: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         make_scheduler(max_num_sequences=max_num_sequences, step_tokens=step_tokens)
+
+
+def test_families_that_arrive_shuffled_have_their_prefixes_computed_once() -> None:
+    """Eight families of 32 that share 384 tokens, as in the benchmark W4."""
+    scheduler = make_scheduler(num_blocks=1024, block_size=16, max_num_sequences=256, step_tokens=2048)
+    order = random.Random(0).sample(range(256), 256)
+    sequences = [make_sequence(416, str(number)) for number in order]
+    for sequence in sequences:
+        number = int(sequence.request_id)
+        sequence.token_ids = [number % 8 * 1000 + position for position in range(384)] + [number + 10_000] * 32
+        scheduler.add(sequence)
+    num_prompt_tokens = 0
+    alive = set(sequences)
+    while alive:
+        plan = scheduler.schedule()
+        sampling = [entry.sequence for entry in plan.scheduled if entry.samples]
+        num_prompt_tokens += sum(
+            max(0, min(entry.num_tokens, entry.sequence.num_prompt_tokens - entry.sequence.num_computed_tokens))
+            for entry in plan.scheduled
+        )
+        scheduler.commit(plan)
+        for sequence in sampling:
+            sequence.append(7)
+            if sequence.num_generated_tokens == 16:
+                scheduler.remove(sequence)
+                alive.remove(sequence)
+    fewest = 8 * 384 + 256 * 32
+    assert num_prompt_tokens <= 1.05 * fewest
+    assert sum(sequence.num_cached_tokens or 0 for sequence in sequences) >= 256 * 416 - 1.05 * fewest
