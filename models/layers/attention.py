@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -51,7 +52,11 @@ class CausalAttention:
 
 
 class KVCache:
-    """Keys and values of one rank in blocks of fixed size, per layer [num_blocks, block_size, kv_heads, head_dim]."""
+    """Keys and values of one rank in blocks of fixed size, per layer [num_blocks, kv_heads, block_size, head_dim].
+
+    How the [block_size, head_dim] elements of one head in one block are arranged is up to the attention that writes and
+    reads them, which is the same one for as long as the cache lives: plain rows here, pairs in the CPU kernels.
+    """
 
     def __init__(
         self,
@@ -64,9 +69,10 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        shape = (num_blocks, num_kv_heads, block_size, head_dim)
         self.block_size = block_size
         self.num_blocks = num_blocks
+        self.num_kv_heads = num_kv_heads
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self._copies = {kind: torch.empty(0, dtype=dtype, device=device) for kind in ("keys", "values")}
@@ -78,39 +84,68 @@ class KVCache:
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Put key and value [tokens, kv_heads, head_dim] at slots [tokens] = block * block_size + offset."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
-        self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
+        blocks, offsets = slots // self.block_size, slots % self.block_size
+        self.keys[layer][blocks, :, offsets] = key
+        self.values[layer][blocks, :, offsets] = value
 
     def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies of keys and values of blocks [sequences, blocks], each [sequences, slots, kv_heads, head_dim].
+        """Copies of keys and values of blocks [sequences, blocks], each [sequences, kv_heads, slots, head_dim].
 
         They last until the next read: memory is taken once, since a fresh page costs far more than copying it.
         """
-        return self._read("keys", self.keys[layer], blocks), self._read("values", self.values[layer], blocks)
+        heads = torch.arange(self.num_kv_heads, device=blocks.device)[:, None]
+        rows = blocks[:, None].long() * self.num_kv_heads + heads  # [sequences, kv_heads, blocks]
+        return self._read("keys", self.keys[layer], rows), self._read("values", self.values[layer], rows)
 
-    def _read(self, kind: str, cached: Tensor, blocks: Tensor) -> Tensor:
-        rows = cached.flatten(1)  # whole blocks as rows are selected many times faster than indexed
-        size = blocks.numel() * rows.shape[1]
+    def _read(self, kind: str, cached: Tensor, rows: Tensor) -> Tensor:
+        of_heads = cached.flatten(0, 1).flatten(1)  # what a block has of a head is selected many times faster as a row
+        size = rows.numel() * of_heads.shape[1]
         if self._copies[kind].numel() < size:
             with torch.inference_mode(False):  # or the copy could be written to in inference mode alone
                 self._copies[kind] = cached.new_empty(size)
-        copy = self._copies[kind][:size].view(blocks.numel(), -1)
-        torch.index_select(rows, 0, blocks.flatten(), out=copy)
-        return copy.view(len(blocks), -1, *cached.shape[2:])
+        copy = self._copies[kind][:size].view(rows.numel(), -1)
+        torch.index_select(of_heads, 0, rows.flatten(), out=copy)
+        return copy.view(*rows.shape[:2], -1, cached.shape[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetadata:
-    """Where the tokens of one step belong. The flat tokens are the sequences' parts, one after another."""
+    """Where the tokens of one step belong. The flat tokens are the sequences' parts, one after another.
+
+    On the device of the cache, each contiguous.
+    """
 
     #: [tokens] int64: block * block_size + offset, where each token's key and value are written.
     slots: Tensor
-    #: Tokens of this step, per sequence, each at least 1.
-    query_lengths: Sequence[int]
-    #: Tokens in the cache after this step, per sequence, those of this step being the last of them.
-    context_lengths: Sequence[int]
-    #: Per sequence: [blocks] int64, its block numbers in order; more than the context fills are allowed.
-    block_tables: Sequence[Tensor]
+    #: [sequences + 1] int32: where each sequence's part of the flat tokens begins, each at least 1 long; then the end.
+    query_starts: Tensor
+    #: [sequences] int32: tokens in the cache after this step, those of this step being the last of them.
+    context_lengths: Tensor
+    #: [sequences, blocks] int32: block numbers in order. What lies past a sequence's context is not looked at.
+    block_tables: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        query_lengths: Sequence[int],
+        context_lengths: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
+        *,
+        block_size: int,
+        device: torch.device | str = "cpu",
+    ) -> StepMetadata:
+        """From numbers per sequence: its tokens of this step, its tokens after it, and its blocks in order."""
+        queries = np.asarray(query_lengths, dtype=np.int32)
+        contexts = np.asarray(context_lengths, dtype=np.int32)
+        tables = np.zeros((len(contexts), max(map(len, block_tables))), dtype=np.int32)
+        for row, table in zip(tables, block_tables, strict=True):
+            row[: len(table)] = table
+        starts = np.concatenate((np.zeros(1, dtype=np.int32), queries.cumsum(dtype=np.int32)))
+        sequences = np.repeat(np.arange(len(contexts)), queries)
+        positions = np.arange(starts[-1]) + (contexts - starts[1:])[sequences]
+        slots = tables[sequences, positions // block_size].astype(np.int64) * block_size + positions % block_size
+        flat = (torch.from_numpy(each).to(device) for each in (slots, starts, contexts, tables))
+        return cls(**dict(zip(("slots", "query_starts", "context_lengths", "block_tables"), flat, strict=True)))
 
 
 class PagedAttention:
@@ -137,11 +172,10 @@ class PagedAttention:
 class _Plan:
     """Some sequences with the same number of new tokens, attended to together; made once per step for all layers."""
 
-    def __init__(self, rows: slice | Tensor, query_length: int, context_lengths: Sequence[int], blocks: Tensor) -> None:
+    def __init__(self, rows: slice | Tensor, query_length: int, context_lengths: list[int], blocks: Tensor) -> None:
         device = blocks.device
         self.rows = rows
         self._query_length = query_length
-        self._blocks = blocks  # [sequences, blocks]
         self._length = max(context_lengths)
         contexts = torch.tensor(context_lengths, device=device)[:, None]
         self._keys_at = torch.arange(self._length, device=device)
@@ -150,6 +184,7 @@ class _Plan:
         # Where, in [sequences, length], a sequence has ended; None where all are as long as the longest.
         is_ragged = len(set(context_lengths)) > 1
         self._beyond = (self._keys_at >= contexts).nonzero(as_tuple=True) if is_ragged else None
+        self._blocks = blocks  # [sequences, blocks]
         self._masks: dict[int | None, Tensor] = {}
 
     def attend(self, cache: KVCache, layer: int, query: Tensor, window: int | None) -> Tensor:
@@ -162,11 +197,12 @@ class _Plan:
         return attended.transpose(1, 2).flatten(0, 1)
 
     def _clean(self, copy: Tensor) -> Tensor:
-        """[sequences, slots, kv_heads, head_dim] -> [sequences, kv_heads, length, head_dim], zeros past each end."""
-        heads = copy[:, : self._length]
+        """[sequences, kv_heads, slots, head_dim] -> [sequences, kv_heads, length, head_dim], zeros past each end."""
+        heads = copy[:, :, : self._length]
         if self._beyond is not None:
-            heads[self._beyond] = 0
-        return heads.transpose(1, 2)
+            sequences, positions = self._beyond
+            heads[sequences, :, positions] = 0
+        return heads
 
     def _mask(self, window: int | None) -> Tensor:
         """[sequences, 1, query_length, length]; true is seen."""
@@ -177,28 +213,30 @@ class _Plan:
 
 def _plan(step: StepMetadata, block_size: int) -> list[_Plan]:
     """Decoding sequences in one plan, every other sequence in one of its own."""
+    starts, contexts = step.query_starts.tolist(), step.context_lengths.tolist()
     plans: list[_Plan] = []
     decoding: list[int] = []
-    rows: list[int] = []
-    start = 0
-    for index, query_length in enumerate(step.query_lengths):
+    for index, context in enumerate(contexts):
+        rows = slice(starts[index], starts[index + 1])
+        query_length = rows.stop - rows.start
         if query_length == 1:
             decoding.append(index)
-            rows.append(start)
-        else:
-            context = step.context_lengths[index]
-            blocks = step.block_tables[index][: -(-context // block_size)]
-            plans.append(_Plan(slice(start, start + query_length), query_length, [context], blocks[None]))
-        start += query_length
+            continue
+        plans.append(_Plan(rows, query_length, [context], _blocks(step, [index], context, block_size)))
     if decoding:
-        contexts = [step.context_lengths[index] for index in decoding]
-        width = -(-max(contexts) // block_size)
-        blocks = torch.nn.utils.rnn.pad_sequence(
-            [step.block_tables[index][:width] for index in decoding], batch_first=True
-        )
-        at = torch.tensor(rows, device=step.slots.device)
-        plans.append(_Plan(at, 1, contexts, blocks))
+        lengths = [contexts[index] for index in decoding]
+        at = step.query_starts[:-1][decoding].long()
+        blocks = _blocks(step, decoding, max(lengths), block_size)
+        # Past its context a row of the table may hold anything: block 0 can be read, and is then not looked at.
+        filled = -(-step.context_lengths[decoding] // block_size)
+        blocks = blocks.where(torch.arange(blocks.shape[1], device=blocks.device) < filled[:, None], 0)
+        plans.append(_Plan(at, 1, lengths, blocks))
     return plans
+
+
+def _blocks(step: StepMetadata, sequences: list[int], context: int, block_size: int) -> Tensor:
+    """[sequences, blocks] of as many blocks as a context fills."""
+    return step.block_tables[sequences, : -(-context // block_size)]
 
 
 def _visible(queries_at: Tensor, keys_at: Tensor, window: int | None) -> Tensor:

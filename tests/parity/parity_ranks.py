@@ -72,19 +72,15 @@ def generate(
     logits: list[list[Tensor]] = [[] for _ in prompts]
     while running := [i for i, p in enumerate(prompts) if len(sequences[i]) < len(p) + NUM_NEW_TOKENS]:
         lengths = [min(chunk, len(sequences[i]) - num_computed[i]) for i in running]
-        token_ids, positions, slots, prompt_lengths = [], [], [], []
+        token_ids, positions, prompt_lengths = [], [], []
         for i, length in zip(running, lengths, strict=True):
             at = torch.arange(num_computed[i], num_computed[i] + length)
             token_ids.append(torch.tensor(sequences[i])[at])
             positions.append(at)
-            slots.append(tables[i][at // block_size] * block_size + at % block_size)
             prompt_lengths.append(torch.full((length,), len(prompts[i])))
             num_computed[i] += length
-        step = StepMetadata(
-            slots=torch.cat(slots),
-            query_lengths=lengths,
-            context_lengths=[num_computed[i] for i in running],
-            block_tables=[tables[i] for i in running],
+        step = StepMetadata.of(
+            lengths, [num_computed[i] for i in running], [tables[i] for i in running], block_size=block_size
         )
         hidden = decoder(
             torch.cat(token_ids), torch.cat(positions), PagedAttention(cache, step), torch.cat(prompt_lengths)
@@ -101,7 +97,7 @@ def generate(
     return new_ids, [torch.cat(rows) for rows in logits]
 
 
-def _scattered_blocks(decoder: Decoder, lengths: Sequence[int], block_size: int) -> tuple[list[Tensor], KVCache]:
+def _scattered_blocks(decoder: Decoder, lengths: Sequence[int], block_size: int) -> tuple[list[list[int]], KVCache]:
     """Block tables in no order, and a cache full of NaN: nothing may be read that was not written."""
     widths = [-(-length // block_size) for length in lengths]
     num_blocks = sum(widths) + 1
@@ -117,4 +113,4 @@ def _scattered_blocks(decoder: Decoder, lengths: Sequence[int], block_size: int)
     for cached in (*cache.keys, *cache.values):
         cached.fill_(float("nan"))
     order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0))
-    return list(torch.split(order[: sum(widths)], widths)), cache
+    return [table.tolist() for table in torch.split(order[: sum(widths)], widths)], cache

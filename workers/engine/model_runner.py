@@ -46,21 +46,16 @@ class ModelRunner:
 
         Returns [sampling sequences, vocab_size] float32 on rank 0, and no rows on the others.
         """
-        block_size = self._cache.block_size
-        tables = [np.asarray(table, dtype=np.int64) for table in step.block_tables]
         spans = [
             np.arange(context - query, context)
             for query, context in zip(step.query_lengths, step.context_lengths, strict=True)
         ]
-        slots = [
-            table[span // block_size] * block_size + span % block_size
-            for table, span in zip(tables, spans, strict=True)
-        ]
-        metadata = StepMetadata(
-            slots=self._tensor(np.concatenate(slots)),
-            query_lengths=step.query_lengths,
-            context_lengths=step.context_lengths,
-            block_tables=[self._tensor(table) for table in tables],
+        metadata = StepMetadata.of(
+            step.query_lengths,
+            step.context_lengths,
+            step.block_tables,
+            block_size=self._cache.block_size,
+            device=self._device,
         )
         hidden = self._decoder(
             self._tensor(np.asarray(step.token_ids, dtype=np.int64)),

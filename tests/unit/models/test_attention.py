@@ -69,17 +69,17 @@ def test_paged_attention_is_that_of_whole_sequences(
     expected = [plain(*each, window) for each in inputs]
     cache = cache_of(64, block_size)
     blocks = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    tables = [blocks[:20], blocks[20:40]]
+    tables = [blocks[:20].tolist(), blocks[20:40].tolist()]
     done = [0, 0]
     for step in range(max(map(len, steps))):
         running = [i for i in (0, 1) if step < len(steps[i])]
         at = {i: torch.arange(done[i], done[i] + steps[i][step]) for i in running}
         done = [done[i] + (steps[i][step] if i in running else 0) for i in (0, 1)]
-        metadata = StepMetadata(
-            slots=torch.cat([tables[i][at[i] // block_size] * block_size + at[i] % block_size for i in running]),
-            query_lengths=[len(at[i]) for i in running],
-            context_lengths=[done[i] for i in running],
-            block_tables=[tables[i] for i in running],
+        metadata = StepMetadata.of(
+            [len(at[i]) for i in running],
+            [done[i] for i in running],
+            [tables[i] for i in running],
+            block_size=block_size,
         )
         query, key, value = (torch.cat([inputs[i][part][at[i]] for i in running]) for part in range(3))
         attended = PagedAttention(cache, metadata)(0, query, key, value, window)
