@@ -4,13 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEER_ENVS := .venv-peers
+PEERS := vllm transformers llama
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
 
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test lint format clean
+.PHONY: help install venv demo test peers lint format clean
 
 help:  ## Shows this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 12
@@ -30,6 +32,17 @@ demo: $(STAMP)  ## Runs a real batch on this machine, from upload to bill
 
 test: $(STAMP)  ## Runs every test
 	@exec $(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+
+# Each in an environment of its own, since they want different versions of the same libraries.
+peers: $(PEERS:%=$(PEER_ENVS)/%/.installed)  ## Installs the engines that benchmarks/engine.py measures against
+	@ls /usr/lib/*/libtcmalloc_minimal.so.4 >/dev/null 2>&1 || echo "For the peers at their best, install tcmalloc (Debian: libtcmalloc-minimal4)."
+
+$(PEER_ENVS)/%/.installed: benchmarks/peer_runners/requirements-%.txt
+	@test -x $(@D)/bin/pip || { rm -rf $(@D) && $(PYTHON) -m venv $(@D); }
+	@echo "Installing into $(@D); llama.cpp is compiled, and takes a quarter of an hour on 2 cores."
+	@$(@D)/bin/python -m pip install $(PIP_FLAGS) -r $<
+	@$(@D)/bin/python -m pip uninstall $(PIP_FLAGS) -y torchvision torchaudio torchcodec 2>/dev/null
+	@touch $@
 
 lint: $(STAMP)  ## Checks style, types and the borders between packages
 	$(BIN)/ruff check .

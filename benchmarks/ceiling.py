@@ -1,0 +1,155 @@
+"""The most that this machine gives to a model's matrices, and its memory's bandwidth.
+
+    python -m benchmarks.ceiling [--model qwen3-0.6b] [--quantize int8] [--threads 2]
+
+Every layer's matrices are gone through in their order, as a step does, so that each finds the caches as it would there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gemm_methods import Method, Multiply, methods
+from benchmarks.gemm_times import GRID, GemmTimes
+from benchmarks.machine import cpus
+from benchmarks.make_model import SHAPES, find_model
+from benchmarks.steps import Matrix, matrices
+from models.config import ModelConfig
+
+#: Each number of rows is measured in so many passes at least, and for so long, in seconds; medians count.
+_MIN_PASSES = 5
+_MIN_SECONDS = 0.4
+#: A cache that holds what is read would be measured instead of the memory.
+_STREAM_BYTES = 2**30
+
+
+def measure(config: ModelConfig, rows: Mapping[str, Sequence[int]], quantize: str | None = None) -> GemmTimes:
+    """`rows` by matrix name; a matrix without any is left out."""
+    torch.manual_seed(0)
+    shapes = [matrix for matrix in matrices(config) if rows.get(matrix.name)]
+    return GemmTimes({method.name: _measure_method(method, shapes, rows) for method in methods(quantize)})
+
+
+def measure_bandwidth() -> dict[str, float]:
+    """Bytes per second: reading, and a STREAM triad (two read, one written)."""
+    first, second = (torch.ones(_STREAM_BYTES // 8, dtype=torch.float32) for _ in range(2))
+    written = torch.empty_like(first)
+    size = first.nbytes
+    return {
+        "read": size / _best_seconds(lambda: first.sum()),
+        "triad": 3 * size / _best_seconds(lambda: torch.add(first, second, alpha=2.0, out=written)),
+    }
+
+
+def _measure_method(
+    method: Method, shapes: Sequence[Matrix], rows: Mapping[str, Sequence[int]]
+) -> dict[str, dict[int, float]]:
+    times: dict[str, dict[int, float]] = {matrix.name: {} for matrix in shapes}
+    weights = [
+        (matrix, torch.randn(matrix.outputs, matrix.inputs, dtype=torch.bfloat16) * 0.02)
+        for matrix in _in_order(shapes)
+    ]
+    prepared: list[tuple[Matrix, Multiply]] = []
+    for num_rows in sorted({each for matrix in shapes for each in rows[matrix.name]}):
+        if method.depends_on_rows or not prepared:
+            prepared.clear()
+            prepared += [(matrix, method.prepare(weight, num_rows)) for matrix, weight in weights]
+        wanted = [(matrix, multiply) for matrix, multiply in prepared if num_rows in rows[matrix.name]]
+        for name, seconds in _measure_rows(wanted, num_rows, method).items():
+            times[name][num_rows] = seconds
+    return times
+
+
+def _in_order(shapes: Sequence[Matrix]) -> list[Matrix]:
+    """As a step comes to them: layer by layer."""
+    num_layers = max(matrix.count for matrix in shapes)
+    return [matrix for layer in range(num_layers) for matrix in shapes if layer < matrix.count]
+
+
+@torch.inference_mode()
+def _measure_rows(prepared: Sequence[tuple[Matrix, Multiply]], num_rows: int, method: Method) -> dict[str, float]:
+    """Seconds of one multiplication of each matrix: the median over passes of the mean over its weights."""
+    inputs = {
+        matrix.name: method.convert(torch.randn(num_rows, matrix.inputs).to(torch.bfloat16)) for matrix, _ in prepared
+    }
+    counts = {name: sum(matrix.name == name for matrix, _ in prepared) for name in inputs}
+    passes: dict[str, list[float]] = {name: [] for name in inputs}
+    began = time.perf_counter()
+    num_passes = 0
+    while num_passes <= _MIN_PASSES or time.perf_counter() - began < _MIN_SECONDS:
+        seconds = dict.fromkeys(inputs, 0.0)
+        for matrix, multiply in prepared:
+            before = time.perf_counter()
+            multiply(inputs[matrix.name])
+            seconds[matrix.name] += time.perf_counter() - before
+        num_passes += 1
+        if num_passes > 1:  # the first one warms up
+            for name in inputs:
+                passes[name].append(seconds[name] / counts[name])
+    return {name: statistics.median(values) for name, values in passes.items()}
+
+
+def _best_seconds(action: Any, num_rounds: int = 5) -> float:
+    seconds = []
+    for _ in range(num_rounds):
+        began = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def table(config: ModelConfig, times: GemmTimes) -> Table:
+    shapes = matrices(config)
+    shown = Table(title="GFLOP/s by rows", title_justify="left")
+    for heading in ("matrix", "method", *map(str, GRID)):
+        shown.add_column(heading, justify="left" if heading in ("matrix", "method") else "right")
+    for matrix in shapes:
+        for method, measured in times.by_method.items():
+            rates = [
+                f"{2e-9 * rows * matrix.inputs * matrix.outputs / measured[matrix.name][rows]:,.0f}"
+                if rows in measured[matrix.name]
+                else ""
+                for rows in GRID
+            ]
+            shown.add_row(f"{matrix.name} {matrix.inputs}x{matrix.outputs}", method, *rates)
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(SHAPES), default="qwen3-0.6b")
+    parser.add_argument("--quantize", choices=["int8"])
+    parser.add_argument("--threads", type=int, default=len(cpus()))
+    parser.add_argument("--job", type=Path, help="measure what this file says, and print JSON")
+    options = parser.parse_args()
+    if options.job is not None:
+        run_job(json.loads(options.job.read_text()))
+        return
+    torch.set_num_threads(options.threads)
+    config = ModelConfig.from_pretrained(find_model(options.model))
+    # The head's rows are sequences, of which no step has thousands.
+    rows = {matrix.name: [each for each in GRID if not matrix.is_head or each <= 256] for matrix in matrices(config)}
+    console = Console(width=200)
+    console.print(table(config, measure(config, rows, options.quantize)))
+    bandwidth = measure_bandwidth()
+    console.print(", ".join(f"{name} {value / 1e9:.1f} GB/s" for name, value in bandwidth.items()))
+
+
+def run_job(job: Mapping[str, Any]) -> None:
+    torch.set_num_threads(job["num_threads"])
+    times = measure(ModelConfig.from_pretrained(Path(job["model"])), job["rows"], job["quantize"])
+    print(json.dumps({"times": times.by_method, "bandwidth": measure_bandwidth()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Measured runs: each in a process of its own, which reads a job from a file and prints one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workloads import Workload, make_workload
+
+#: Draws the tokens of the warm-up, which shares no prefix with what is measured.
+_WARM_UP_SEED = 1_000_000
+MAX_SECONDS = 3_600.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a runner does: load `model`, then run each of `runs`, the first of them to warm up."""
+
+    model: str
+    dtype: str
+    num_threads: int
+    tp: int
+    max_length: int
+    #: Whether prompts share prefixes, so that an engine's prefix cache is worth its cost.
+    shares_prefixes: bool
+    runs: tuple[Workload, ...]
+    #: For ours alone: "int8", or None.
+    quantize: str | None = None
+    #: For ours alone: EngineOptions by their names.
+    engine_options: Mapping[str, Any] | None = None
+    gguf: str | None = None
+
+    def encoded(self) -> str:
+        runs = [[asdict(request) for request in run.requests] for run in self.runs]
+        return json.dumps({**vars(self), "runs": runs})
+
+
+def make_runs(name: str, *, num_runs: int, repeat: int = 1) -> tuple[Workload, ...]:
+    """A warm-up, then `num_runs` runs of the same shapes, each with its own tokens."""
+    seeds = [_WARM_UP_SEED, *range(num_runs)]
+    return tuple(make_workload(name, seed=seed, repeat=repeat) for seed in seeds)
+
+
+class RunError(Exception):
+    """A measured process failed."""
+
+
+def run_job(command: Sequence[str], job: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Run `command FILE`, FILE holding the job; returns what its last line says.
+
+    What it writes to its standard error is shown only if it fails. Raises RunError.
+    """
+    with tempfile.TemporaryDirectory(prefix="ryzanstein-benchmark-") as folder:
+        path, log = Path(folder, "job.json"), Path(folder, "log")
+        path.write_text(job)
+        with log.open("wb") as log_file:
+            process = subprocess.run(
+                [*command, str(path)],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                start_new_session=True,
+                timeout=MAX_SECONDS,
+                check=False,
+            )
+        lines = [line for line in process.stdout.decode().splitlines() if line.startswith("{")]
+        if process.returncode or not lines:
+            raise RunError(f"{' '.join(command)} ended with status {process.returncode}:\n{log.read_text()[-4000:]}")
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer
