@@ -84,3 +84,20 @@ def test_tens_of_thousands_of_requests_are_planned(bench: Bench) -> None:
     assert sum(planned.num_requests for planned in slices) == 20_000
     assert max(planned.num_requests for planned in slices) <= get_settings().slice_requests
     assert len(bench.messages(GENERATE)) == len(slices)
+
+
+def test_families_of_prompts_are_not_split_where_a_slice_can_end_between_them(
+    bench: Bench, settings_env: pytest.MonkeyPatch
+) -> None:
+    limit(settings_env, slice_requests=10)
+    families = [[family] * 40 for family in range(5)]
+    prompts = [[*families[number % 5], 100 + number] for number in range(40)]
+    batch_id = bench.submit([request_line(str(n), prompt=prompt) for n, prompt in enumerate(prompts, 1)])
+
+    prepare(batch_id)
+    assert [planned.num_requests for planned in bench.slices(batch_id)] == [8] * 5
+    requests = bench.requests(batch_id)
+    assert [(request.line - 1) % 5 for request in requests] == [family for family in range(5) for _ in range(8)]
+    assert [request.slice_id for request in requests] == sorted(
+        planned.id for planned in bench.slices(batch_id) for _ in range(8)
+    )
