@@ -4,9 +4,12 @@
 #include <cstdint>
 
 // Of a tensor's elements; the numbers are known to library.py.
-enum Type : int32_t { F32 = 0, BF16 = 1 };
+enum Type : int32_t { F32 = 0, BF16 = 1, INT8 = 2 };
 
 #define RZ_KERNELS(K)                                                                                              \
+  /* out = the sum of parts [num_parts][count], added in float in their order; out may be one of them. */           \
+  K(sum_parts, (int32_t type, const void* const* parts, int64_t num_parts, void* out, int64_t count),              \
+    (type, parts, num_parts, out, count))                                                                          \
   /* residual += delta (unless delta is null), out = RMS norm of residual; all [rows, cols], contiguous. */       \
   K(add_rms_norm, (int32_t type, const void* delta, void* residual, const void* weight, float eps, void* out,     \
                    int64_t rows, int64_t cols),                                                                    \
@@ -14,6 +17,18 @@ enum Type : int32_t { F32 = 0, BF16 = 1 };
   /* out = silu(gate) * up; gate_up [rows, 2 * cols], gate before up, out [rows, cols], contiguous. */            \
   K(silu_mul, (int32_t type, const void* gate_up, void* out, int64_t rows, int64_t cols),                         \
     (type, gate_up, out, rows, cols))                                                                              \
+  /* weight [outputs, inputs] of type BF16 or INT8 -> packed, see gemm.cpp; `interleave` for gate before up. */    \
+  K(pack_linear, (int32_t type, const void* weight, int64_t outputs, int64_t inputs, int32_t interleave,          \
+                  void* packed),                                                                                   \
+    (type, weight, outputs, inputs, interleave, packed))                                                           \
+  /* out = x packed^T * scales + bias, and with `silu` silu(gate) * up of it. `type` is that of packed. */         \
+  /* scratch: for INT8, 4 bytes a row rounded up to 64 bytes, and the padded inputs of every row; for BF16 */      \
+  /* whose inputs are no multiple of 32, the padded inputs of every row. */                                        \
+  K(linear, (int32_t type, int32_t x_type, const void* x, int64_t x_stride, const void* packed,                   \
+             const float* scales, const float* bias, int32_t silu, int32_t out_type, void* out,                    \
+             int64_t out_stride, int64_t rows, int64_t outputs, int64_t inputs, void* scratch),                    \
+    (type, x_type, x, x_stride, packed, scales, bias, silu, out_type, out, out_stride, rows, outputs, inputs,      \
+     scratch))                                                                                                     \
   /* Per row of logits [rows, cols], `stride` elements apart: the first greatest, or -1 if one is not finite. */  \
   K(argmax_finite, (int32_t type, const void* logits, int64_t stride, int64_t* out, int64_t rows, int64_t cols),  \
     (type, logits, stride, out, rows, cols))
