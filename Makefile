@@ -40,7 +40,7 @@ peers: $(PEERS:%=$(PEER_ENVS)/%/.installed)  ## Installs the engines that benchm
 $(PEER_ENVS)/%/.installed: benchmarks/peer_runners/requirements-%.txt
 	@test -x $(@D)/bin/pip || { rm -rf $(@D) && $(PYTHON) -m venv $(@D); }
 	@echo "Installing into $(@D), which takes some minutes."
-	@$(@D)/bin/python -m pip install $(PIP_FLAGS) -r $<
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(@D)/bin/python -m pip install $(PIP_FLAGS) -r $<
 	@$(@D)/bin/python -m pip uninstall $(PIP_FLAGS) -y torchvision torchaudio torchcodec 2>/dev/null
 	@touch $@
 
