@@ -23,6 +23,20 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
         *(c_int32, c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_int64),
         *(c_int64, c_int64, c_int64, c_void_p),
     ),
+    "rz_norm_rotate": (
+        c_int32,
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        c_float,
+        c_void_p,
+        c_void_p,
+        c_int64,
+        c_int64,
+        c_int64,
+        c_int64,
+    ),
+    "rz_paged_attention": (*(c_void_p,) * 3, *(c_void_p, c_int64) * 3, c_int64, c_void_p),
     "rz_argmax_finite": (c_int32, c_void_p, c_int64, c_void_p, c_int64, c_int64),
 }
 

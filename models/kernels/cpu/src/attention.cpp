@@ -1,0 +1,295 @@
+// Paged attention: the step's keys and values into the cache, then every query over its sequence's blocks.
+//
+// The queries of one sequence that share a KV head are its rows, position by position. A task is up to 64 rows over a
+// range of keys, and every row's arithmetic depends on its own position alone: key tiles begin at fixed positions, and
+// the keys of a decoding sequence are cut into segments of fixed length, whatever else is in the step and however many
+// threads there are. So an answer does not depend on its neighbours, to the bit.
+#include <algorithm>
+#include <cstdlib>
+#include <vector>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "attention_cache.hpp"
+#include "attention_tiles.hpp"
+#include "kernels.hpp"
+#include "simd.hpp"
+
+namespace RZ_ISA {
+
+constexpr int64_t TASK_ROWS = 64;
+constexpr int64_t SEGMENT = 512;  // keys of a decoding sequence in one task
+
+struct Task {
+  int64_t sequence, row, num_rows;  // rows of this sequence and one KV head
+  int64_t first, last;              // keys
+  int64_t part, num_parts;          // which of the row's segments, and how many there are
+  int64_t partial;                  // where the first of them lies among the partial results
+};
+
+struct Aligned {
+  void* memory = nullptr;
+  size_t size = 0;
+  ~Aligned() { std::free(memory); }
+  // Of at least so many bytes; what was in it may be lost.
+  void* of(size_t bytes) {
+    if (bytes > size) {
+      std::free(memory);
+      size = round_up(bytes, 4096);
+      if (!(memory = std::aligned_alloc(64, size))) std::abort();
+    }
+    return memory;
+  }
+};
+
+// What one task works in.
+template <class T>
+struct Scratch {
+  typedef typename Product<T>::Row Row;
+  Row* queries;   // [TASK_ROWS][padded]
+  float* out;     // [TASK_ROWS][padded]
+  float* scores;  // [SUBTILE][TILE]
+  Row* weights;   // [SUBTILE][TILE]
+  T* tile;        // [2][TILE][padded]
+  int64_t padded;
+  float greatest[TASK_ROWS], total[TASK_ROWS];
+
+  explicit Scratch(int64_t head_dim) : padded(round_up(head_dim, 32)) {
+    static thread_local Aligned memory;
+    const size_t rows = TASK_ROWS * padded, squares = SUBTILE * TILE, keys = 2 * TILE * padded;
+    char* at = (char*)memory.of((rows + squares) * (sizeof(Row) + 4) + keys * sizeof(T));
+    out = (float*)at, at += rows * 4;
+    scores = (float*)at, at += squares * 4;
+    queries = (Row*)at, at += rows * sizeof(Row);
+    weights = (Row*)at, at += squares * sizeof(Row);
+    tile = (T*)at;
+  }
+};
+
+template <class T>
+struct Attention {
+  typedef Product<T> P;
+  typedef typename P::Row Row;
+  const PagedStep& step;
+  T *keys, *values;
+  const T* query;
+  int64_t query_stride;  // from token to token
+  int64_t window;  // positions that a position sees; 0 is all
+  T* out;
+  float* partials;
+
+  int64_t rows_per_position() const { return step.heads / step.kv_heads; }
+  int64_t position(const Task& task, int64_t row) const {
+    const int64_t queries = step.query_starts[task.sequence + 1] - step.query_starts[task.sequence];
+    return step.context_lengths[task.sequence] - queries + row / rows_per_position();
+  }
+  int64_t first_seen(int64_t position) const { return window ? std::max<int64_t>(0, position - window + 1) : 0; }
+  // Of the flat heads of all tokens.
+  int64_t head_of(const Task& task, int64_t row, int64_t kv_head) const {
+    const int64_t token = step.query_starts[task.sequence] + row / rows_per_position();
+    return token * step.heads + kv_head * rows_per_position() + row % rows_per_position();
+  }
+  // [max, sum, accumulated values] of one row of one segment.
+  float* partial(const Task& task, int64_t part, int64_t kv_head, int64_t row) const {
+    const int64_t index = (task.partial + part) * step.kv_heads + kv_head;
+    return partials + (index * rows_per_position() + row) * (2 + step.head_dim);
+  }
+
+  void plan(std::vector<Task>& tasks, int64_t& num_partials) const {
+    tasks.clear(), num_partials = 0;
+    for (int64_t s = 0; s < step.num_sequences; s++) {
+      const int64_t queries = step.query_starts[s + 1] - step.query_starts[s], rows = queries * rows_per_position();
+      for (int64_t row = 0; row < rows; row += TASK_ROWS) {
+        Task task{s, row, std::min(TASK_ROWS, rows - row), 0, 0, 0, 1, 0};
+        task.first = first_seen(position(task, row));
+        task.last = position(task, row + task.num_rows - 1) + 1;
+        if (queries > 1 || task.first / SEGMENT == (task.last - 1) / SEGMENT || rows > TASK_ROWS) {
+          tasks.push_back(task);
+          continue;
+        }
+        const int64_t end = task.last;
+        task.num_parts = (end - 1) / SEGMENT - task.first / SEGMENT + 1, task.partial = num_partials;
+        num_partials += task.num_parts;
+        for (; task.first < end; task.first = task.last, task.part++) {
+          task.last = std::min(end, (task.first / SEGMENT + 1) * SEGMENT);
+          tasks.push_back(task);
+        }
+      }
+    }
+  }
+
+  static double cost(const Task& task) { return double(task.num_rows + 4) * double(task.last - task.first + 16); }
+
+  // The tasks of all heads are cut into one run per thread, of equal cost.
+  void attend(const std::vector<Task>& tasks, int64_t thread, int64_t num_threads) const {
+    double total = 0, done = 0;
+    for (const Task& task : tasks) total += cost(task) * step.kv_heads;
+    const double from = total * thread / num_threads, to = total * (thread + 1) / num_threads;
+    Scratch<T> scratch(step.head_dim);
+    for (const Task& task : tasks)
+      for (int64_t head = 0; head < step.kv_heads; head++, done += cost(task)) {
+        const double middle = done + cost(task) / 2;
+        if (middle >= from && middle < to) run(task, head, scratch);
+      }
+  }
+
+  void run(const Task& task, int64_t kv_head, Scratch<T>& s) const {
+    load_queries(task, kv_head, s);
+    std::fill(s.greatest, s.greatest + task.num_rows, -INFINITY);
+    std::fill(s.total, s.total + task.num_rows, 0.0f);
+    const int32_t* blocks = step.block_tables + task.sequence * step.table_stride;
+    Tile<T> tile;
+    for (int64_t at = task.first / TILE * TILE; at < task.last; at += TILE) {
+      const int64_t from = std::max(at, task.first / GROUP * GROUP), to = std::min(at + TILE, task.last);
+      tile.find(step, keys, values, blocks, kv_head, from, to, s.tile);
+      for (int64_t row = 0; row < task.num_rows; row += SUBTILE)
+        add_tile(task, tile, row, std::min<int64_t>(SUBTILE, task.num_rows - row), s);
+    }
+    for (int64_t row = 0; row < task.num_rows; row++) finish_row(task, kv_head, row, s);
+  }
+
+  void load_queries(const Task& task, int64_t kv_head, Scratch<T>& s) const {
+    std::memset(s.out, 0, task.num_rows * s.padded * sizeof(float));
+    std::memset((void*)s.queries, 0, round_up(task.num_rows, SUBTILE) * s.padded * sizeof(Row));
+    for (int64_t r = 0; r < task.num_rows; r++) {
+      const int64_t head = head_of(task, task.row + r, kv_head);
+      const T* from = query + head / step.heads * query_stride + head % step.heads * step.head_dim;
+      Row* to = s.queries + r * s.padded;
+      if constexpr (sizeof(Row) == sizeof(T))
+        std::memcpy((void*)to, from, step.head_dim * sizeof(T));
+      else
+        for (int64_t i = 0; i < step.head_dim; i++) to[i] = load1(from + i);
+    }
+  }
+
+  // Online softmax of up to 16 rows from `row` of the task over one tile.
+  void add_tile(const Task& task, const Tile<T>& tile, int64_t row, int64_t num_rows, Scratch<T>& s) const {
+    const int64_t oldest = position(task, task.row + row), newest = position(task, task.row + row + num_rows - 1);
+    const int64_t from = std::max(tile.first, first_seen(oldest) / GROUP * GROUP), to = std::min(tile.last, newest + 1);
+    if (from >= to) return;
+    const int64_t base = (from - tile.first) / GROUP, width = round_up(to - from, GROUP);
+    const typename P::Unit* columns[TILE / W];
+    for (int64_t c = 0; c < width / W; c++) columns[c] = tile.keys[base + c * W / GROUP] + c * W % GROUP;
+    score_tile<T>(num_rows, s.queries + row * s.padded, s.padded, columns, width / W, tile.key_stride,
+                  (step.head_dim + P::K - 1) / P::K, s.scores, TILE);
+    for (int64_t r = 0; r < num_rows; r++) {
+      const int64_t at = position(task, task.row + row + r);
+      soften(s, row + r, r, width, std::max(from, first_seen(at)) - from, std::min(to, at + 1) - from);
+    }
+    weigh_tile<T>(num_rows, s.weights, TILE, tile.values + base, tile.value_stride, to - from, s.out + row * s.padded,
+                  s.padded);
+  }
+
+  // Scores of one row, of which those from `from` to `to` are seen, become weights; what was added up is adjusted.
+  void soften(Scratch<T>& s, int64_t row, int64_t r, int64_t width, int64_t from, int64_t to) const {
+    float* scores = s.scores + r * TILE;
+    Row* weights = s.weights + r * TILE;
+    // Also what a foreign key's score is, which may be NaN.
+    std::fill(scores, scores + std::min(from, width), -INFINITY);
+    std::fill(scores + std::max<int64_t>(to, 0), scores + width, -INFINITY);
+    const float scale = 1.44269504f / std::sqrt(float(step.head_dim));
+    vf top = splat(-INFINITY);
+    for (int64_t i = 0; i < width; i += W) top = maximum(load(scores + i), top);
+    float lanes[W], greatest = s.greatest[row];
+    store(lanes, top * scale);
+    for (float lane : lanes) greatest = lane > greatest ? lane : greatest;
+    const float shift = greatest == -INFINITY ? 0 : greatest;
+    vf sums{};
+    for (int64_t i = 0; i < width; i += W) {
+      const vf weight = exponential2<P::precise>(load(scores + i) * scale - shift);
+      sums += weight;
+      store(weights + i, weight);
+    }
+    const float before = s.greatest[row];
+    s.greatest[row] = greatest;
+    if (before != greatest) {
+      const float factor = before == -INFINITY ? 0 : std::exp2(before - greatest);
+      s.total[row] *= factor;
+      float* out = s.out + row * s.padded;
+      for (int64_t i = 0; i < s.padded; i += W) store(out + i, load(out + i) * factor);
+    }
+    s.total[row] += sum(sums);
+  }
+
+  void finish_row(const Task& task, int64_t kv_head, int64_t row, const Scratch<T>& s) const {
+    const float* from = s.out + row * s.padded;
+    if (task.num_parts > 1) {
+      float* to = partial(task, task.part, kv_head, row);
+      to[0] = s.greatest[row], to[1] = s.total[row];
+      std::memcpy(to + 2, from, step.head_dim * sizeof(float));
+      return;
+    }
+    T* to = out + head_of(task, task.row + row, kv_head) * step.head_dim;
+    const float scale = 1.0f / s.total[row];
+    int64_t i = 0;
+    for (; i + W <= step.head_dim; i += W) store(to + i, load(from + i) * scale);
+    for (; i < step.head_dim; i++) store1(to + i, from[i] * scale);
+  }
+
+  // The segments of one row, in their order.
+  void reduce(const Task& task, int64_t kv_head, int64_t row) const {
+    float greatest = -INFINITY, total = 0;
+    for (int64_t part = 0; part < task.num_parts; part++) {
+      const float each = partial(task, part, kv_head, row)[0];
+      greatest = each > greatest ? each : greatest;
+    }
+    float sums[MAX_HEAD_DIM] = {};
+    for (int64_t part = 0; part < task.num_parts; part++) {
+      const float* from = partial(task, part, kv_head, row);
+      const float factor = from[0] == greatest ? 1.0f : std::exp2(from[0] - greatest);
+      total += factor * from[1];
+      for (int64_t i = 0; i < step.head_dim; i++) sums[i] += factor * from[2 + i];
+    }
+    T* to = out + head_of(task, row, kv_head) * step.head_dim;
+    for (int64_t i = 0; i < step.head_dim; i++) store1(to + i, sums[i] / total);
+  }
+};
+
+template <class T>
+static void attend_step(const PagedStep& step, T* keys, T* values, const T* query, int64_t query_stride,
+                        const T* key, int64_t key_stride, const T* value, int64_t value_stride, int64_t window,
+                        T* out) {
+  static thread_local std::vector<Task> tasks;
+  static thread_local Aligned partials;
+  Attention<T> attention{step, keys, values, query, query_stride, window, out, nullptr};
+  int64_t num_partials;
+  attention.plan(tasks, num_partials);
+  const int64_t rows = num_partials * step.heads;
+  attention.partials = (float*)partials.of(rows * (2 + step.head_dim) * sizeof(float));
+  const std::vector<Task>& all = tasks;  // the thread's own name means another vector in every thread
+#pragma omp parallel
+  {
+#if defined(_OPENMP)
+    const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
+#else
+    const int64_t thread = 0, num_threads = 1;
+#endif
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < step.num_tokens; token++)
+      write_token(step, keys, values, key + token * key_stride, value + token * value_stride, step.slots[token]);
+    attention.attend(all, thread, num_threads);
+    if (num_partials) {
+#pragma omp barrier
+#pragma omp for schedule(static)
+      for (size_t index = 0; index < all.size(); index++)
+        if (all[index].num_parts > 1 && all[index].part == 0)
+          for (int64_t head = 0; head < step.kv_heads; head++)
+            for (int64_t row = 0; row < all[index].num_rows; row++) attention.reduce(all[index], head, row);
+    }
+  }
+}
+
+void paged_attention(const PagedStep* step, void* keys, void* values, const void* query, int64_t query_stride,
+                     const void* key, int64_t key_stride, const void* value, int64_t value_stride, int64_t window,
+                     void* out) {
+  if (step->type == F32)
+    attend_step(*step, (float*)keys, (float*)values, (const float*)query, query_stride, (const float*)key, key_stride,
+                (const float*)value, value_stride, window, (float*)out);
+  else
+    attend_step(*step, (bf16*)keys, (bf16*)values, (const bf16*)query, query_stride, (const bf16*)key, key_stride,
+                (const bf16*)value, value_stride, window, (bf16*)out);
+}
+
+}  // namespace RZ_ISA

@@ -1,0 +1,91 @@
+// How keys and values lie in the cache, and how a tile of them is found there.
+//
+// Blocks of a multiple of 16 tokens with heads of a multiple of 16 elements are packed as the inner loops read them:
+//   keys   [head_dim / K][block_size][K]   values [block_size / K][head_dim][K]     K = 1 for float, 2 for bf16
+// so that a tile is read where it lies. Other sizes are kept as plain rows [block_size][head_dim], and a tile of them is
+// packed into scratch, with zeros where it has no keys or the head has no elements.
+#pragma once
+
+#include <algorithm>
+
+#include "attention_tiles.hpp"
+#include "kernels.hpp"
+
+namespace RZ_ISA {
+
+inline bool is_packed(const PagedStep& step) {
+  return step.block_size % GROUP == 0 && step.head_dim % GROUP == 0;
+}
+
+// Where the elements of one head in one block begin.
+inline int64_t head_at(const PagedStep& step, int64_t block, int64_t head) {
+  return (block * step.kv_heads + head) * step.block_size * step.head_dim;
+}
+
+template <class T>
+static void write_token(const PagedStep& step, T* keys, T* values, const T* key, const T* value, int64_t slot) {
+  const int64_t size = step.block_size, dim = step.head_dim, at = slot % size;
+  constexpr int64_t K = Product<T>::K;
+  for (int64_t head = 0; head < step.kv_heads; head++, key += dim, value += dim) {
+    T* k = keys + head_at(step, slot / size, head);
+    T* v = values + head_at(step, slot / size, head);
+    if (!is_packed(step)) {
+      std::memcpy(k + at * dim, key, dim * sizeof(T));
+      std::memcpy(v + at * dim, value, dim * sizeof(T));
+      continue;
+    }
+    for (int64_t i = 0; i < dim / K; i++) std::memcpy(k + (i * size + at) * K, key + i * K, K * sizeof(T));
+    v += at / K * dim * K + at % K;
+    for (int64_t i = 0; i < dim; i++) v[i * K] = value[i];
+  }
+}
+
+// The keys of one head from position `first` to `last`, `first` a multiple of 16 and no more than TILE apart.
+template <class T>
+struct Tile {
+  typedef typename Product<T>::Unit Unit;
+  static constexpr int K = Product<T>::K;
+  int64_t first, last;
+  int64_t key_stride, value_stride;        // in units
+  const Unit* keys[TILE / GROUP];          // of every 16 keys, [head_dim / K] rows of units
+  const Unit* values[TILE / GROUP];        // of every 16 keys, [16 / K] rows of units
+
+  // `scratch` holds 2 * TILE * round_up(head_dim, 16) elements.
+  void find(const PagedStep& step, const T* key_cache, const T* value_cache, const int32_t* blocks, int64_t head,
+            int64_t from, int64_t to, T* scratch) {
+    first = from, last = to;
+    if (is_packed(step)) {
+      key_stride = step.block_size, value_stride = step.head_dim;
+      for (int64_t at = first; at < last; at += GROUP) {
+        const int64_t block = head_at(step, blocks[at / step.block_size], head), offset = at % step.block_size;
+        keys[(at - first) / GROUP] = (const Unit*)(key_cache + block) + offset;
+        values[(at - first) / GROUP] = (const Unit*)(value_cache + block + offset * step.head_dim);
+      }
+    } else {
+      pack(step, key_cache, value_cache, blocks, head, scratch);
+    }
+  }
+
+ private:
+  void pack(const PagedStep& step, const T* key_cache, const T* value_cache, const int32_t* blocks, int64_t head,
+            T* scratch) {
+    const int64_t dim = step.head_dim, padded = round_up(dim, GROUP);
+    T *k = scratch, *v = scratch + TILE * padded;
+    std::memset(scratch, 0, 2 * TILE * padded * sizeof(T));
+    key_stride = TILE, value_stride = padded;
+    for (int64_t at = first; at < last; at++) {
+      const int64_t slot = at % step.block_size * dim + head_at(step, blocks[at / step.block_size], head);
+      const int64_t column = at - first;
+      for (int64_t i = 0; i < dim; i++) {
+        k[(i / K * TILE + column) * K + i % K] = key_cache[slot + i];
+        v[(column / K * padded + i) * K + column % K] = value_cache[slot + i];
+      }
+    }
+    for (int64_t g = 0; g * GROUP < last - first; g++) {
+      keys[g] = (const Unit*)k + g * GROUP;
+      values[g] = (const Unit*)v + g * (GROUP / K) * padded;
+    }
+  }
+};
+
+}  // namespace RZ_ISA

@@ -1,0 +1,223 @@
+// The inner loops of attention: a few rows (of queries, or of weights) times a tile of packed keys or values.
+//
+// A packed tile has 16 columns a run: lanes of a vector are keys while scores are computed, and elements of the head
+// while values are weighted, so nothing is ever summed across lanes. Its unit is one float, or two bf16 that meet two
+// consecutive elements of a row: neighbours within the head for keys, neighbouring tokens for values.
+#pragma once
+
+#include "simd.hpp"
+
+namespace RZ_ISA {
+
+constexpr int GROUP = 16;    // columns that lie together in memory
+constexpr int SUBTILE = 16;  // rows that are computed together
+constexpr int TILE = 256;    // keys between two adjustments of the greatest score
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// 2^x, 0 below -126: within 2e-7 of it, or 3e-6 where the result is rounded to bf16. A NaN stays one.
+template <bool precise>
+inline vf exponential2(vf x) {
+#if defined(__AVX512F__)
+  // With masks of all ones, since GCC 12 warns of the plain functions' own code.
+  x = (vf)_mm512_maskz_max_ps(0xffff, (__m512)splat(-200.0f), (__m512)x);  // the second if one of them is a NaN
+  const vf n = (vf)_mm512_maskz_roundscale_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const vu is_zero = (vu)(x < -126.0f);
+  x = x < -126.0f ? splat(-126.0f) : x;
+  const vf shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer is in the low bits
+  const vf n = shifted - 12582912.0f;
+#endif
+  const vf f = x - n;
+  vf p;  // least greatest error on [-0.5, 0.5]
+  if (precise) {
+    p = splat(1.326470891e-3f);
+    p = p * f + 9.671512274e-3f;
+    p = p * f + 5.550733786e-2f;
+    p = p * f + 2.402224209e-1f;
+    p = p * f + 6.931469776e-1f;
+  } else {
+    p = splat(9.582836096e-3f);
+    p = p * f + 5.590641954e-2f;
+    p = p * f + 2.402409890e-1f;
+    p = p * f + 6.931241934e-1f;
+  }
+  p = p * f + 1.0f;
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+#else
+  const vf scaled = (vf)((vu)p + (((vu)shifted - 0x4b400000u) << 23));
+  return (vf)((vu)scaled & ~is_zero);
+#endif
+}
+
+// How elements of type T are multiplied. Row: what rows are made of; Unit: what packed tiles are made of; K: elements
+// of a row that meet one unit.
+template <class T>
+struct Product;
+
+template <>
+struct Product<float> {
+  typedef float Row;
+  typedef float Unit;
+  static constexpr int K = 1;
+  static constexpr bool precise = true;
+  struct Units {
+    vf x;
+  };
+  static Units units(const float* p) { return {load(p)}; }
+  static Units first_of(Units u) { return u; }
+  static vf add(vf sum, const float* row, Units u) { return sum + row[0] * u.x; }
+};
+
+template <>
+struct Product<bf16> {
+  typedef uint32_t Unit;
+  static constexpr int K = 2;
+  static constexpr bool precise = false;
+#if defined(__AVX512BF16__)
+  typedef bf16 Row;
+  struct Units {
+    __m512i x;
+  };
+  static Units units(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+  // Without the second of each two, which need not be a number.
+  static Units first_of(Units u) { return {_mm512_and_si512(u.x, _mm512_set1_epi32(0xffff))}; }
+  static vf add(vf sum, const bf16* row, Units u) {
+    int32_t two;
+    std::memcpy(&two, row, 4);
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(two), (__m512bh)u.x);
+  }
+#else
+  typedef float Row;
+  struct Units {
+    vf x, y;
+  };
+  static Units units(const uint32_t* p) {
+    vu u;
+    std::memcpy(&u, p, sizeof u);
+    return {(vf)(u << 16), (vf)(u & 0xffff0000u)};
+  }
+  static Units first_of(Units u) { return {u.x, vf{}}; }
+  static vf add(vf sum, const float* row, Units u) { return sum + row[0] * u.x + row[1] * u.y; }
+#endif
+};
+
+// scores[r][c] = rows[r] . keys[c] for C vectors of keys; columns[c] is where a vector's first unit lies.
+template <class T, int R, int C>
+static void score(const typename Product<T>::Row* rows, int64_t row_stride, const typename Product<T>::Unit* const* columns,
+                  int64_t stride, int64_t steps, float* scores, int64_t score_stride) {
+  typedef Product<T> P;
+  vf sums[R][C] = {};
+  for (int64_t step = 0; step < steps; step++) {
+    typename P::Units keys[C];
+    for (int c = 0; c < C; c++) keys[c] = P::units(columns[c] + step * stride);
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) sums[r][c] = P::add(sums[r][c], rows + r * row_stride + step * P::K, keys[c]);
+  }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) store(scores + r * score_stride + c * W, sums[r][c]);
+}
+
+// sums[r][c] += weights[r] . values for C vectors of elements; groups[g] is where 16 tokens' values lie, of which the
+// last has `num_keys` modulo 16.
+template <class T, int R, int C>
+static void weigh(const typename Product<T>::Row* weights, int64_t weight_stride,
+                  const typename Product<T>::Unit* const* groups, int64_t stride, int64_t num_keys, float* out,
+                  int64_t out_stride) {
+  typedef Product<T> P;
+  vf sums[R][C];
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) sums[r][c] = load(out + r * out_stride + c * W);
+  for (int64_t key = 0; key < num_keys; key += GROUP) {
+    const typename P::Unit* group = groups[key / GROUP];
+    const int64_t n = num_keys - key < GROUP ? num_keys - key : GROUP;
+    for (int64_t step = 0; step < (n + P::K - 1) / P::K; step++) {
+      typename P::Units values[C];
+      for (int c = 0; c < C; c++) {
+        values[c] = P::units(group + step * stride + c * W);
+        if (P::K > 1 && (step + 1) * P::K > n) values[c] = P::first_of(values[c]);
+      }
+      for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++)
+          sums[r][c] = P::add(sums[r][c], weights + r * weight_stride + key + step * P::K, values[c]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) store(out + r * out_stride + c * W, sums[r][c]);
+}
+
+// As many rows and vectors at once as there are registers for.
+constexpr int ROWS = W == 16 ? 4 : 2;
+constexpr int VECTORS = 4;
+
+template <class T, int R>
+static void score_columns(const typename Product<T>::Row* rows, int64_t row_stride,
+                          const typename Product<T>::Unit* const* columns, int64_t num_columns, int64_t stride,
+                          int64_t steps, float* scores, int64_t score_stride) {
+  int64_t c = 0;
+  if constexpr (R == 1)
+    for (; c + 2 * VECTORS <= num_columns; c += 2 * VECTORS)
+      score<T, R, 2 * VECTORS>(rows, row_stride, columns + c, stride, steps, scores + c * W, score_stride);
+  for (; c + VECTORS <= num_columns; c += VECTORS)
+    score<T, R, VECTORS>(rows, row_stride, columns + c, stride, steps, scores + c * W, score_stride);
+  for (; c < num_columns; c++)
+    score<T, R, 1>(rows, row_stride, columns + c, stride, steps, scores + c * W, score_stride);
+}
+
+// scores[rows][columns], the columns W at a time.
+template <class T>
+static void score_tile(int64_t num_rows, const typename Product<T>::Row* rows, int64_t row_stride,
+                       const typename Product<T>::Unit* const* columns, int64_t num_columns, int64_t stride,
+                       int64_t steps, float* scores, int64_t score_stride) {
+  int64_t r = 0;
+  for (; r + ROWS <= num_rows; r += ROWS)
+    score_columns<T, ROWS>(rows + r * row_stride, row_stride, columns, num_columns, stride, steps,
+                           scores + r * score_stride, score_stride);
+  if (W == 16 && r + 2 <= num_rows) {
+    score_columns<T, 2>(rows + r * row_stride, row_stride, columns, num_columns, stride, steps,
+                        scores + r * score_stride, score_stride);
+    r += 2;
+  }
+  for (; r < num_rows; r++)
+    score_columns<T, 1>(rows + r * row_stride, row_stride, columns, num_columns, stride, steps,
+                        scores + r * score_stride, score_stride);
+}
+
+template <class T, int R>
+static void weigh_columns(const typename Product<T>::Row* weights, int64_t weight_stride,
+                          const typename Product<T>::Unit* const* groups, int64_t stride, int64_t num_keys, float* out,
+                          int64_t out_stride) {
+  const typename Product<T>::Unit* moved[TILE / GROUP];
+  for (int64_t c = 0; c < stride;) {
+    for (int64_t g = 0; g * GROUP < num_keys; g++) moved[g] = groups[g] + c;
+    if (c + VECTORS * W <= stride) {
+      weigh<T, R, VECTORS>(weights, weight_stride, moved, stride, num_keys, out + c, out_stride);
+      c += VECTORS * W;
+    } else {
+      weigh<T, R, 1>(weights, weight_stride, moved, stride, num_keys, out + c, out_stride);
+      c += W;
+    }
+  }
+}
+
+// out[rows][stride] += weights[rows][num_keys] times the values of those keys; a token has `stride` elements.
+template <class T>
+static void weigh_tile(int64_t num_rows, const typename Product<T>::Row* weights, int64_t weight_stride,
+                       const typename Product<T>::Unit* const* groups, int64_t stride, int64_t num_keys, float* out,
+                       int64_t out_stride) {
+  int64_t r = 0;
+  for (; r + ROWS <= num_rows; r += ROWS)
+    weigh_columns<T, ROWS>(weights + r * weight_stride, weight_stride, groups, stride, num_keys, out + r * out_stride,
+                           out_stride);
+  if (W == 16 && r + 2 <= num_rows) {
+    weigh_columns<T, 2>(weights + r * weight_stride, weight_stride, groups, stride, num_keys, out + r * out_stride,
+                        out_stride);
+    r += 2;
+  }
+  for (; r < num_rows; r++)
+    weigh_columns<T, 1>(weights + r * weight_stride, weight_stride, groups, stride, num_keys, out + r * out_stride,
+                        out_stride);
+}
+
+}  // namespace RZ_ISA
