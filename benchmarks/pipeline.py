@@ -12,32 +12,28 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import openai
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.model import write_model
 from benchmarks.plain_celery import POOLS, run_tasks, running_worker
-from pipeline.processes import NotReadyError, spawn, stop, wait_until
+from benchmarks.stacks import cpu_times, peak_mb, request_line, run_batch, running_stack
 
 RESULT = Path(__file__).parent / "results" / "pipeline.json"
 MODEL = "echo"
+ENDPOINT: Final = "/v1/chat/completions"
 #: How often a batch is asked for, in seconds: rarely enough not to be measured itself.
 POLL_SECONDS = 0.2
 LONE_POLL_SECONDS = 0.01
-MAX_SECONDS = 900.0
 
 TARGET_RATIO = 3.0
 TARGET_CONTROL_MB = 400.0
@@ -72,7 +68,7 @@ def main() -> None:
     parser.add_argument("--lone-batches", type=int, default=20)
     options = parser.parse_args()
     console = Console()
-    with running_stack() as stack:
+    with echo_stack() as stack:
         results = measure(stack, options.requests, options.rounds, options.lone_batches, console)
     console.print(table(results))
     RESULT.parent.mkdir(exist_ok=True)
@@ -80,15 +76,23 @@ def main() -> None:
     console.print(f"Written to {RESULT}")
 
 
+@contextmanager
+def echo_stack() -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_model(Path(folder) / MODEL)
+        with running_stack(model, "--engine", "echo", "--model-name", MODEL) as stack:
+            yield stack
+
+
 def measure(stack: dict[str, Any], num_requests: int, num_rounds: int, num_lone: int, console: Console) -> Results:
     results = Results(num_requests)
     client = openai.OpenAI(base_url=stack["base_url"], api_key=stack["api_key"])
-    run_batch(client, 100)  # opens connections, loads the tokenizer
-    results.lone_request_seconds = [run_batch(client, 1)[0] for _ in range(num_lone)]
+    run_echo(client, 100)  # opens connections, loads the tokenizer
+    results.lone_request_seconds = [run_echo(client, 1)[0] for _ in range(num_lone)]
     results.peer_pool = best_pool(stack["redis_url"], max(1, num_requests // 10))
     for number in range(1, num_rounds + 1):
         before = cpu_times(stack["pids"])
-        seconds, upload_seconds = run_batch(client, num_requests)
+        seconds, upload_seconds = run_echo(client, num_requests)
         results.cpu_seconds = {
             name: round(used - before[name], 2) for name, used in cpu_times(stack["pids"]).items() if name in before
         }
@@ -103,29 +107,15 @@ def measure(stack: dict[str, Any], num_requests: int, num_rounds: int, num_lone:
     return results
 
 
-def run_batch(client: openai.OpenAI, num_requests: int) -> tuple[float, float]:
-    """Seconds from submission to completion, and those of the upload before."""
-    data = b"".join(line(number) for number in range(num_requests))
-    began = time.perf_counter()
-    uploaded = client.files.create(file=("requests.jsonl", data), purpose="batch")
-    submitted = time.perf_counter()
-    batch = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h")
-    while batch.status in ("validating", "in_progress", "finalizing"):
-        time.sleep(POLL_SECONDS if num_requests > 1 else LONE_POLL_SECONDS)
-        batch = client.batches.retrieve(batch.id)
-        if time.perf_counter() - submitted > MAX_SECONDS:
-            raise TimeoutError(f"The batch was {batch.status} after {MAX_SECONDS:g} s.")
-    ended = time.perf_counter()
-    counts = batch.request_counts
-    if batch.status != "completed" or counts is None or counts.completed != num_requests:
-        raise RuntimeError(f"The batch ended {batch.status} with {counts}.")
-    return ended - submitted, submitted - began
+def run_echo(client: openai.OpenAI, num_requests: int) -> tuple[float, float]:
+    """As `run_batch` does."""
+    poll_seconds = POLL_SECONDS if num_requests > 1 else LONE_POLL_SECONDS
+    return run_batch(client, [line(number) for number in range(num_requests)], ENDPOINT, poll_seconds)
 
 
 def line(number: int) -> bytes:
-    body = {"model": MODEL, "max_tokens": 16, "messages": [{"role": "user", "content": f"How is {number} answered?"}]}
-    request = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    return json.dumps(request).encode() + b"\n"
+    messages = [{"role": "user", "content": f"How is {number} answered?"}]
+    return request_line(number, ENDPOINT, {"model": MODEL, "max_tokens": 16, "messages": messages})
 
 
 def best_pool(redis_url: str, num_tasks: int) -> str:
@@ -134,52 +124,6 @@ def best_pool(redis_url: str, num_tasks: int) -> str:
         with running_worker(redis_url, pool):
             speeds[pool] = num_tasks / run_tasks(redis_url, num_tasks)
     return max(speeds, key=lambda pool: speeds[pool])
-
-
-def cpu_times(pids: dict[str, int]) -> dict[str, float]:
-    """Processor seconds by process, those of its children among them."""
-    used: dict[str, float] = {}
-    for name, pid in pids.items():
-        if name == "supervisor":
-            continue
-        process = psutil.Process(pid)
-        # Of children: those that run, and (fields 3 and 4) those that have ended.
-        used[name] = sum(process.cpu_times()[:4])
-        used[name] += sum(sum(child.cpu_times()[:2]) for child in process.children(recursive=True))
-    return used
-
-
-def peak_mb(pid: int) -> float:
-    """The most memory that a process had at once, in MB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    (kilobytes,) = [row.split()[1] for row in status.splitlines() if row.startswith("VmHWM:")]
-    return int(kilobytes) / 1024
-
-
-@contextmanager
-def running_stack() -> Iterator[dict[str, Any]]:
-    """`ryzanstein up` in a temporary folder; what `--json` printed."""
-    folder = Path(tempfile.mkdtemp(prefix="ryzanstein-benchmark-"))
-    folder.chmod(0o711)  # started by root, PostgreSQL runs as a user of its own
-    argv = [sys.executable, "-m", "pipeline.cli", "up", "--data-dir", str(folder / "data"), "--port", "0", "--json"]
-    argv += ["--engine", "echo", "--model", str(write_model(folder / MODEL)), "--model-name", MODEL]
-    log_path = folder / "up.log"
-    log_path.touch(mode=0o600)  # it will hold the key
-    process = spawn(argv, log_path=log_path)  # ends with this process, whatever ends it
-    try:
-        wait_until(lambda: report(log_path) is not None, what="The stack", timeout=120, process=process)
-        yield report(log_path) or {}
-    except NotReadyError as error:
-        raise SystemExit(f"{error}\n{log_path.read_text()}") from None
-    finally:
-        stop(process, timeout=60)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def report(log_path: Path) -> dict[str, Any] | None:
-    """What `up --json` printed, once it has."""
-    lines = [line for line in log_path.read_text().splitlines() if line.startswith("{")]
-    return json.loads(lines[-1]) if lines else None
 
 
 def table(results: Results) -> Table:
