@@ -1,32 +1,17 @@
-"""Collectives between the ranks of one group: Gloo on CPUs, NCCL on CUDA devices, nothing for a single rank."""
+"""Collectives between the ranks of one group: how ranks meet, and what can go wrong.
+
+On CPUs through shared memory, or over Gloo where the compiled kernels are missing; NCCL on CUDA devices; nothing for a
+single rank.
+"""
 
 from __future__ import annotations
 
-import os
-import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-
 import torch
-from torch import Tensor
-from torch import distributed as dist
 
+from models.kernels.cpu.library import library
 from models.sharding import Communicator, LocalCommunicator
 
-__all__ = [
-    "Communicator",
-    "CommunicatorError",
-    "CommunicatorTimeout",
-    "LocalCommunicator",
-    "TorchCommunicator",
-    "connect",
-]
-
-#: Gloo puts the line of its source before what went wrong.
-_SOURCE_FILE = re.compile(r"^\[[^\]]*\] ")
-_TIMED_OUT = re.compile(r"tim(ed|e)[ -]?out", re.IGNORECASE)
+__all__ = ["Communicator", "CommunicatorError", "CommunicatorTimeout", "LocalCommunicator", "connect"]
 
 
 class CommunicatorError(Exception):
@@ -42,78 +27,17 @@ def connect(
 ) -> Communicator:
     """Meet the other ranks at the path of a `Rendezvous`; returns when all are there. Once per process.
 
-    `timeout` seconds limit the meeting and each Gloo collective afterwards; NCCL's collectives return before they end,
-    so that the parent's step deadline is their limit. Raises CommunicatorTimeout when a rank does not come.
+    `timeout` seconds limit the meeting and each collective on CPUs afterwards; NCCL's collectives return before they
+    end, so that the parent's step deadline is their limit. Raises CommunicatorTimeout when a rank does not come.
     """
+    device = torch.device(device)
     if world_size == 1:
         return LocalCommunicator()
-    return TorchCommunicator(rendezvous, rank, world_size, device=torch.device(device), timeout=timeout)
+    # Each is imported where it is chosen: torch.distributed alone takes a good part of a rank's start.
+    if device.type == "cpu" and library() is not None:
+        from workers.shared_memory import SharedMemoryCommunicator
 
+        return SharedMemoryCommunicator(rendezvous, rank, world_size, timeout=timeout)
+    from workers.torch_communicator import TorchCommunicator
 
-class TorchCommunicator:
-    """Over torch.distributed, on the loopback interface: all ranks of a group are on one host.
-
-    After an error it is of no more use: some ranks may have left the collective and others not.
-    """
-
-    def __init__(self, rendezvous: str, rank: int, world_size: int, *, device: torch.device, timeout: float) -> None:
-        self.rank = rank
-        self.world_size = world_size
-        # Without it Gloo and NCCL look up the host's name, which may be unknown or lead outside.
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(variable, _loopback())
-        on_cuda = device.type == "cuda"
-        if on_cuda:
-            torch.cuda.set_device(device)
-        limit = timedelta(seconds=timeout)
-        with self._named("meeting the other ranks"):
-            store = dist.FileStore(rendezvous, world_size)  # type: ignore[attr-defined]
-            store.set_timeout(limit)
-            dist.init_process_group(
-                "nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=limit
-            )
-            # Connections are made by the first collective: make it now, so that a missing rank is noticed here.
-            self.all_reduce(torch.zeros(1, device=device))
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over all ranks, in place; the result is the same to the last bit on every rank."""
-        with self._named("all_reduce"):
-            dist.all_reduce(tensor)
-        return tensor
-
-    def gather(self, tensor: Tensor) -> list[Tensor]:
-        """The ranks' tensors (of one shape), by rank, on rank 0; an empty list on the others."""
-        parts = [torch.empty_like(tensor) for _ in range(self.world_size)] if self.rank == 0 else []
-        with self._named("gather"):
-            dist.gather(tensor.contiguous(), parts or None, dst=0)
-        return parts
-
-    def broadcast(self, tensor: Tensor) -> Tensor:
-        """Copy rank 0's tensor into those of the others, in place."""
-        with self._named("broadcast"):
-            dist.broadcast(tensor, src=0)
-        return tensor
-
-    def barrier(self) -> None:
-        with self._named("barrier"):
-            dist.barrier()
-
-    def close(self) -> None:
-        """Leave the group; the process may meet another one afterwards."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-    @contextmanager
-    def _named(self, operation: str) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:  # torch has no narrower type for Gloo's faults
-            where = f"{operation} failed on rank {self.rank} of {self.world_size}"
-            text = _SOURCE_FILE.sub("", str(error)).partition(". ")[0] or type(error).__name__
-            kind = CommunicatorTimeout if _TIMED_OUT.search(text) else CommunicatorError
-            raise kind(f"{where}: {text}") from error
-
-
-def _loopback() -> str:
-    """The loopback interface: `lo` on Linux, `lo0` on macOS."""
-    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    return TorchCommunicator(rendezvous, rank, world_size, device=device, timeout=timeout)

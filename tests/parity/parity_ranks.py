@@ -14,7 +14,7 @@ from models.config import ModelConfig
 from models.decoder import Decoder
 from models.layers.attention import CausalAttention, KVCache, PagedAttention, StepMetadata
 from models.sharding import Communicator
-from workers.communicator import TorchCommunicator, connect
+from workers.communicator import connect
 
 
 def run_rank(rendezvous: str, rank: int, world_size: int, references: Sequence[Reference], output: Path) -> None:
@@ -30,8 +30,6 @@ def run_rank(rendezvous: str, rank: int, world_size: int, references: Sequence[R
             },
             output,
         )
-    assert isinstance(communicator, TorchCommunicator)
-    communicator.close()
 
 
 @torch.inference_mode()
