@@ -12,6 +12,7 @@
 #include <omp.h>
 #endif
 
+#include "attention_amx.hpp"
 #include "attention_cache.hpp"
 #include "attention_tiles.hpp"
 #include "kernels.hpp"
@@ -29,6 +30,22 @@ struct Task {
   int64_t partial;                  // where the first of them lies among the partial results
 };
 
+// Tile registers are set up once for all tasks of a thread.
+struct TileRegisters {
+#if defined(__AMX_BF16__)
+  const bool used;
+  explicit TileRegisters(bool used) : used(used) {
+    if (used) configure_tiles();
+  }
+  ~TileRegisters() {
+    if (used) release_tiles();
+  }
+#else
+  explicit TileRegisters(bool) {}
+#endif
+};
+
+// Memory that grows and is kept.
 struct Aligned {
   void* memory = nullptr;
   size_t size = 0;
@@ -81,9 +98,11 @@ struct Attention {
   float* partials;
 
   int64_t rows_per_position() const { return step.heads / step.kv_heads; }
+  int64_t num_queries(const Task& task) const {
+    return step.query_starts[task.sequence + 1] - step.query_starts[task.sequence];
+  }
   int64_t position(const Task& task, int64_t row) const {
-    const int64_t queries = step.query_starts[task.sequence + 1] - step.query_starts[task.sequence];
-    return step.context_lengths[task.sequence] - queries + row / rows_per_position();
+    return step.context_lengths[task.sequence] - num_queries(task) + row / rows_per_position();
   }
   int64_t first_seen(int64_t position) const { return window ? std::max<int64_t>(0, position - window + 1) : 0; }
   // Of the flat heads of all tokens.
@@ -120,6 +139,13 @@ struct Attention {
     }
   }
 
+#if defined(__AMX_BF16__)
+  bool is_on_tiles(const Task& task) const {
+    return sizeof(T) == 2 && is_packed(step) && step.head_dim % 32 == 0 &&
+           (num_queries(task) > 1 || rows_per_position() >= SUBTILE / 2);
+  }
+#endif
+
   static double cost(const Task& task) { return double(task.num_rows + 4) * double(task.last - task.first + 16); }
 
   // The tasks of all heads are cut into one run per thread, of equal cost.
@@ -128,6 +154,7 @@ struct Attention {
     for (const Task& task : tasks) total += cost(task) * step.kv_heads;
     const double from = total * thread / num_threads, to = total * (thread + 1) / num_threads;
     Scratch<T> scratch(step.head_dim);
+    const TileRegisters registers(sizeof(T) == 2);
     for (const Task& task : tasks)
       for (int64_t head = 0; head < step.kv_heads; head++, done += cost(task)) {
         const double middle = done + cost(task) / 2;
@@ -144,6 +171,10 @@ struct Attention {
     for (int64_t at = task.first / TILE * TILE; at < task.last; at += TILE) {
       const int64_t from = std::max(at, task.first / GROUP * GROUP), to = std::min(at + TILE, task.last);
       tile.find(step, keys, values, blocks, kv_head, from, to, s.tile);
+#if defined(__AMX_BF16__)
+      if constexpr (sizeof(T) == 2)
+        if (is_on_tiles(task)) join_values(tile, step.head_dim, (uint32_t*)s.tile);
+#endif
       for (int64_t row = 0; row < task.num_rows; row += SUBTILE)
         add_tile(task, tile, row, std::min<int64_t>(SUBTILE, task.num_rows - row), s);
     }
@@ -170,14 +201,28 @@ struct Attention {
     const int64_t from = std::max(tile.first, first_seen(oldest) / GROUP * GROUP), to = std::min(tile.last, newest + 1);
     if (from >= to) return;
     const int64_t base = (from - tile.first) / GROUP, width = round_up(to - from, GROUP);
+    const auto soften_rows = [&] {
+      for (int64_t r = 0; r < num_rows; r++) {
+        const int64_t at = position(task, task.row + row + r);
+        soften(s, row + r, r, width, std::max(from, first_seen(at)) - from, std::min(to, at + 1) - from);
+      }
+    };
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(T) == 2)
+      if (is_on_tiles(task)) {
+        score_on_tiles(s.queries + row * s.padded, s.padded, tile.keys + base, width / GROUP, tile.key_stride,
+                       step.head_dim, s.scores, TILE);
+        soften_rows();
+        weigh_on_tiles(s.weights, TILE, (const uint32_t*)s.tile + base * (GROUP / 2) * step.head_dim, step.head_dim,
+                       width, s.out + row * s.padded, s.padded);
+        return;
+      }
+#endif
     const typename P::Unit* columns[TILE / W];
     for (int64_t c = 0; c < width / W; c++) columns[c] = tile.keys[base + c * W / GROUP] + c * W % GROUP;
     score_tile<T>(num_rows, s.queries + row * s.padded, s.padded, columns, width / W, tile.key_stride,
                   (step.head_dim + P::K - 1) / P::K, s.scores, TILE);
-    for (int64_t r = 0; r < num_rows; r++) {
-      const int64_t at = position(task, task.row + row + r);
-      soften(s, row + r, r, width, std::max(from, first_seen(at)) - from, std::min(to, at + 1) - from);
-    }
+    soften_rows();
     weigh_tile<T>(num_rows, s.weights, TILE, tile.values + base, tile.value_stride, to - from, s.out + row * s.padded,
                   s.padded);
   }
@@ -202,6 +247,8 @@ struct Attention {
       sums += weight;
       store(weights + i, weight);
     }
+    // Tiles take two groups at once.
+    for (int64_t i = width; i < round_up(width, 2 * GROUP); i += W) store(weights + i, vf{});
     const float before = s.greatest[row];
     s.greatest[row] = greatest;
     if (before != greatest) {
