@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.errors import CheckpointError, UnsupportedModel
+from models.kernels.interface import Kernels
+from models.layers.linear import Linear
 from models.safetensor_files import SafetensorFiles, open_safetensors
 from models.sharding import Communicator, LocalCommunicator, Sharding
 from models.weights import EMBEDDING, HEAD, Piece, pieces
@@ -18,6 +23,8 @@ from models.weights import EMBEDDING, HEAD, Piece, pieces
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Buffers that older checkpoints carry; they follow from the configuration.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+#: What is read of a file stays mapped, and counts as memory of this process, until the file is closed.
+_BYTES_PER_OPENING = 128 * 2**20
 
 
 def resolve_dtype(name: str, config: ModelConfig, device: torch.device | str) -> torch.dtype:
@@ -41,9 +48,11 @@ def load_decoder(
     communicator: Communicator | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
+    kernels: Kernels | None = None,
 ) -> Decoder:
     """Read this rank's part of the safetensors files in `folder`; ready for inference.
 
+    With `kernels`, each layer is handed to them as soon as it is read, so that no second copy of all weights exists.
     Every tensor's name, shape and type is checked before memory is taken. Raises CheckpointError naming the tensor or
     the file, and UnsupportedModel where the model can't be split over the communicator's ranks.
     """
@@ -57,12 +66,51 @@ def load_decoder(
         for piece in wanted:
             files.check(piece)
         _refuse_unexpected(files, config, {piece.tensor for piece in wanted})
-        decoder = Decoder(config, communicator, dtype=dtype, device=device)
-        parameters = dict(decoder.named_parameters())
-        with torch.no_grad():
-            for piece in wanted:
-                parameters[piece.parameter][piece.row : piece.row + len(piece.rows)].copy_(files.read(piece))
-    return decoder.requires_grad_(False).eval()
+    decoder = Decoder(config, communicator, dtype=dtype, device=device).requires_grad_(False).eval()
+    for part in _parts(wanted):
+        with open_safetensors(folder) as files:
+            for name, of_module in groupby(part, _module_name):
+                _fill(decoder, name, of_module, files)
+                if kernels is not None:
+                    _hand_over(decoder, name, kernels)
+    if kernels is not None:
+        decoder.use(kernels)
+    return decoder
+
+
+def _parts(wanted: list[Piece]) -> Iterator[list[Piece]]:
+    """Consecutive modules, whole, of about so many bytes as one opening of the files may read."""
+    part: list[Piece] = []
+    size = 0
+    for _, of_module in groupby(wanted, _module_name):
+        for piece in of_module:
+            part.append(piece)
+            size += math.prod(piece.shape) * 2  # as in bfloat16
+        if size >= _BYTES_PER_OPENING:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _module_name(piece: Piece) -> str:
+    return piece.parameter.rpartition(".")[0]
+
+
+@torch.no_grad()
+def _fill(decoder: Decoder, name: str, of_module: Iterable[Piece], files: SafetensorFiles) -> None:
+    parameters = dict(decoder.get_submodule(name).named_parameters())
+    for piece in of_module:
+        parameter = parameters[piece.parameter.rpartition(".")[2]]
+        parameter[piece.row : piece.row + len(piece.rows)].copy_(files.read(piece))
+
+
+def _hand_over(decoder: Decoder, name: str, kernels: Kernels) -> None:
+    module = decoder.get_submodule(name)
+    if isinstance(module, Linear):
+        module.use(kernels)
+    elif module is decoder.embedding and decoder.config.tie_word_embeddings:
+        decoder.use_tables(kernels)
 
 
 def checkpoint_tensors(decoder: Decoder) -> dict[str, Tensor]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.config import ModelConfig
+from models.kernels.interface import PLAIN, Kernels
 from models.layers.attention import Attention
 from models.layers.embedding import Embedding, Head
 from models.layers.linear import Linear, RowLinear
 from models.layers.norm import RMSNorm
-from models.layers.rotary import Rotary, rotate
+from models.layers.rotary import Rotary
 from models.sharding import Communicator, LocalCommunicator, Sharding
 
 
@@ -33,6 +33,8 @@ class Decoder(nn.Module):
         super().__init__()
         communicator = communicator or LocalCommunicator()
         self.config = config
+        #: What everything here computes with; see `use`.
+        self.kernels: Kernels = PLAIN
         self.sharding = Sharding.of(config, communicator.rank, communicator.world_size)
         part = _Part(config, self.sharding, communicator, dtype, device)
         self.embedding = Embedding(config.hidden_size, self.sharding, communicator, dtype=dtype, device=device)
@@ -40,28 +42,52 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(part, layer) for layer in range(config.num_layers))
         self.norm = part.norm(config.hidden_size)
         tied = self.embedding.weight
+        assert tied is not None
         head = tied if config.tie_word_embeddings else nn.Parameter(torch.zeros_like(tied))
         self.head = Head(head, config.vocab_size, communicator)
 
     def forward(
-        self, token_ids: Tensor, positions: Tensor, attention: Attention, prompt_lengths: Tensor | None = None
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        prompt_lengths: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """token_ids and positions [tokens] int64, flat over all sequences -> hidden states [tokens, hidden].
 
         `prompt_lengths` [tokens] int64 is the length of the prompt of each token's sequence. Only a dynamic rope reads
-        it, and then it must be given.
+        it, and then it must be given. `rows` [rows] int64 are the tokens whose hidden states are wanted: the others go
+        no further than the last attention, and the result is [rows, hidden].
         """
-        hidden: Tensor = self.embedding(token_ids)
-        cosine, sine = self.rotary(positions, prompt_lengths)
-        for layer in self.layers:
-            hidden = layer(hidden, cosine, sine, attention)
-        normed: Tensor = self.norm(hidden)
+        residual: Tensor = self.embedding(token_ids)
+        delta: Tensor | None = None
+        rotation = self.rotary(positions, prompt_lengths)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            delta, residual = layer(delta, residual, rotation, attention, rows if index == last else None)
+        normed: Tensor = self.norm(delta, residual)[0]
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab_size] float32 on rank 0, [0, vocab_size] on the others. All ranks call it."""
         logits: Tensor = self.head(hidden)
         return logits
+
+    def use(self, kernels: Kernels) -> None:
+        """Compute with these from now on. The weights are theirs then: nothing can be trained or saved any more."""
+        self.kernels = kernels
+        self.use_tables(kernels)
+        for module in self.modules():
+            if isinstance(module, Linear | RMSNorm | SelfAttention):
+                module.use(kernels)
+
+    def use_tables(self, kernels: Kernels) -> None:
+        """The same for embedding and head alone. Idempotent."""
+        if self.head.weight is None:
+            return
+        tied = self.head.use(kernels)
+        self.embedding.use(kernels, tied if self.config.tie_word_embeddings else None)
 
     @torch.no_grad()
     def initialise(self, std: float = 0.02, generator: torch.Generator | None = None) -> None:
@@ -83,9 +109,21 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = part.norm(part.config.hidden_size)
         self.mlp = FeedForward(part)
 
-    def forward(self, hidden: Tensor, cosine: Tensor, sine: Tensor, attention: Attention) -> Tensor:
-        hidden = hidden + self.attention(self.attention_norm(hidden), cosine, sine, attention)
-        return hidden + self.mlp(self.mlp_norm(hidden))  # type: ignore[no-any-return]
+    def forward(
+        self,
+        delta: Tensor | None,
+        residual: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        attention: Attention,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the layer before adds, and what it adds that to -> the same of this layer; of `rows` alone if given."""
+        normed, residual = self.attention_norm(delta, residual)
+        delta = self.attention(normed, rotation, attention, rows)
+        if rows is not None:
+            residual = residual[rows]
+        normed, residual = self.mlp_norm(delta, residual)
+        return self.mlp(normed), residual
 
 
 class SelfAttention(nn.Module):
@@ -97,21 +135,29 @@ class SelfAttention(nn.Module):
         self._layer = layer
         self._window = config.sliding_windows[layer]
         self._head_dim = config.head_dim
-        self._heads = (len(sharding.heads), len(sharding.kv_heads), len(sharding.kv_heads))
+        self._num_heads = (len(sharding.heads), len(sharding.kv_heads))
         width = len(sharding.heads) * config.head_dim
-        self.qkv = part.linear(config.hidden_size, sum(self._heads) * config.head_dim, bias=config.qkv_bias)
+        outputs = (len(sharding.heads) + 2 * len(sharding.kv_heads)) * config.head_dim
+        self.qkv = part.linear(config.hidden_size, outputs, bias=config.qkv_bias)
         self.output = part.row_linear(width, config.hidden_size, bias=config.output_bias)
         self.query_norm = part.norm(config.head_dim) if config.qk_norm else None
         self.key_norm = part.norm(config.head_dim) if config.qk_norm else None
+        self._eps = config.rms_norm_eps
+        self._kernels: Kernels = PLAIN
 
-    def forward(self, hidden: Tensor, cosine: Tensor, sine: Tensor, attention: Attention) -> Tensor:
+    def use(self, kernels: Kernels) -> None:
+        """Compute with these from now on."""
+        self._kernels = kernels
+
+    def forward(
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention, rows: Tensor | None
+    ) -> Tensor:
         heads = self.qkv(hidden).unflatten(-1, (-1, self._head_dim))  # [tokens, all heads, head_dim]
-        query, key, value = heads.split(self._heads, dim=1)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
-        attended = attention(self._layer, query, key, value, self._window)
-        return self.output(attended.flatten(1))  # type: ignore[no-any-return]
+        query_norm = self.query_norm.weight if self.query_norm is not None else None
+        key_norm = self.key_norm.weight if self.key_norm is not None else None
+        query, key, value = self._kernels.norm_rotate(heads, query_norm, key_norm, self._eps, rotation, self._num_heads)
+        attended = attention(self._layer, query, key, value, self._window).flatten(1)
+        return self.output(attended if rows is None else attended[rows])  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -120,12 +166,11 @@ class FeedForward(nn.Module):
     def __init__(self, part: _Part) -> None:
         super().__init__()
         config, width = part.config, len(part.sharding.intermediate)
-        self.gate_up = part.linear(config.hidden_size, 2 * width, bias=config.mlp_bias)
+        self.gate_up = part.linear(config.hidden_size, 2 * width, bias=config.mlp_bias, is_gated=True)
         self.down = part.row_linear(width, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        return self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
+        return self.down(self.gate_up(hidden))  # type: ignore[no-any-return]
 
 
 class _Part:
@@ -148,8 +193,8 @@ class _Part:
     def norm(self, size: int) -> RMSNorm:
         return RMSNorm(size, self.config.rms_norm_eps, dtype=self._dtype, device=self._device)
 
-    def linear(self, inputs: int, outputs: int, *, bias: bool) -> Linear:
-        return Linear(inputs, outputs, bias=bias, dtype=self._dtype, device=self._device)
+    def linear(self, inputs: int, outputs: int, *, bias: bool, is_gated: bool = False) -> Linear:
+        return Linear(inputs, outputs, bias=bias, is_gated=is_gated, dtype=self._dtype, device=self._device)
 
     def row_linear(self, inputs: int, outputs: int, *, bias: bool) -> RowLinear:
         return RowLinear(inputs, outputs, self._communicator, bias=bias, dtype=self._dtype, device=self._device)

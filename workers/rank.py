@@ -22,7 +22,9 @@ import torch
 
 from models.checkpoint import load_decoder, resolve_dtype
 from models.config import ModelConfig
-from models.errors import ModelError
+from models.errors import ModelError, UnsupportedModel
+from models.kernels.cpu.kernels import cpu_kernels
+from models.kernels.interface import PLAIN, Kernels
 from models.layers.attention import KVCache
 from pipeline.tokenization import Tokenizer, TokenizerError
 from workers.communicator import Communicator, CommunicatorError, connect
@@ -118,6 +120,7 @@ def _lead(
         tokenizer=tokenizer,
         eos_token_ids={*config.eos_token_ids, *tokenizer.eos_token_ids},
         prefix_salt=config.prefix_salt,
+        greatest=shard.kernels.greatest,
     )
     token_seconds = warm_up(core, config.context_length)
     parent.send(
@@ -157,8 +160,14 @@ class _Shard:
         self._device = device
         self._dtype = resolve_dtype(options.dtype, config, device)
         self._decoder = load_decoder(
-            Path(options.model_path), config, communicator=communicator, dtype=self._dtype, device=device
+            Path(options.model_path),
+            config,
+            communicator=communicator,
+            dtype=self._dtype,
+            device=device,
+            kernels=_kernels(options, self._dtype),
         )
+        self.kernels = self._decoder.kernels
         self.num_blocks_possible = num_blocks_possible(options, config, self._decoder.sharding, self._dtype, device)
 
     def runner(self, num_blocks: int) -> ModelRunner:
@@ -174,6 +183,19 @@ class _Shard:
             device=self._device,
         )
         return ModelRunner(self._decoder, cache, self._device)
+
+
+def _kernels(options: EngineOptions, dtype: torch.dtype) -> Kernels:
+    """Raises UnsupportedModel where quantised weights are asked for and can't be computed with."""
+    kernels = None
+    if options.kernels == "auto" and options.device == "cpu":
+        kernels = cpu_kernels(dtype, is_quantised=options.quantize == "int8")
+    if kernels is None and options.quantize != "none":
+        raise UnsupportedModel(
+            f"quantize is {options.quantize!r}, which needs the native CPU kernels and a dtype of float32 or bfloat16, "
+            f"but dtype is {dtype} and `ryzanstein doctor` says whether the kernels were built."
+        )
+    return kernels or PLAIN
 
 
 class _DeviceError(ModelError):

@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from models.kernels.interface import PLAIN, Kernels, Projection
 from models.sharding import Communicator
 
 
 class Linear(nn.Module):
-    """This rank's outputs from whole inputs; weight [outputs, inputs], as in a checkpoint."""
+    """This rank's outputs from whole inputs; weight [outputs, inputs], as in a checkpoint.
+
+    Gated, the outputs are the halves gate and up, and silu(gate) * up comes out.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, device: torch.device | str
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool,
+        is_gated: bool = False,
+        dtype: torch.dtype,
+        device: torch.device | str,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device))
+        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype, device=device)) if bias else None
+        self._is_gated = is_gated
+        self._projection: Projection | None = None
+
+    def use(self, kernels: Kernels) -> None:
+        """Compute with these from now on. The weight is theirs then, in whatever form they keep it. Idempotent."""
+        if self.weight is None:
+            return
+        self._projection = kernels.projection(self.weight.data, self._own_bias(), is_gated=self._is_gated)
+        self.weight = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return functional.linear(hidden, self.weight, self.bias)
+        if self._projection is not None:
+            return self._projection(hidden)
+        assert self.weight is not None
+        return PLAIN.projection(self.weight, self._own_bias(), is_gated=self._is_gated)(hidden)
+
+    def _own_bias(self) -> Tensor | None:
+        """What is added before the ranks communicate."""
+        return self.bias
 
 
 class RowLinear(Linear):
@@ -40,7 +66,11 @@ class RowLinear(Linear):
         self._communicator = communicator
 
     def forward(self, hidden: Tensor) -> Tensor:
+        outputs = super().forward(hidden)
         if self._communicator.world_size == 1:
-            return super().forward(hidden)
-        outputs = self._communicator.all_reduce(functional.linear(hidden, self.weight))
+            return outputs
+        outputs = self._communicator.all_reduce(outputs)
         return outputs if self.bias is None else outputs + self.bias
+
+    def _own_bias(self) -> Tensor | None:
+        return self.bias if self._communicator.world_size == 1 else None

@@ -12,16 +12,20 @@ from torch import Tensor
 from models.checkpoint import load_decoder
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.layers.attention import CausalAttention, KVCache, PagedAttention, StepMetadata
+from models.kernels.cpu.kernels import cpu_kernels
+from models.kernels.interface import PLAIN
+from models.layers.attention import CausalAttention, KVCache, StepMetadata
 from models.sharding import Communicator
 from workers.communicator import connect
 
 
-def run_rank(rendezvous: str, rank: int, world_size: int, references: Sequence[Reference], output: Path) -> None:
+def run_rank(
+    rendezvous: str, rank: int, world_size: int, references: Sequence[Reference], with_kernels: bool, output: Path
+) -> None:
     """Main of a spawned rank; rank 0 writes what all of them computed."""
     torch.set_num_threads(1)
     communicator = connect(rendezvous, rank, world_size, timeout=60.0)
-    answers = {reference.case.name: answer(reference, communicator) for reference in references}
+    answers = {reference.case.name: answer(reference, communicator, with_kernels) for reference in references}
     if rank == 0:
         torch.save(
             {
@@ -33,10 +37,11 @@ def run_rank(rendezvous: str, rank: int, world_size: int, references: Sequence[R
 
 
 @torch.inference_mode()
-def answer(reference: Reference, communicator: Communicator) -> list[Answer]:
+def answer(reference: Reference, communicator: Communicator, with_kernels: bool) -> list[Answer]:
     """On the other ranks the logits are empty."""
     config = ModelConfig.from_pretrained(reference.folder)
-    decoder = load_decoder(reference.folder, config, communicator=communicator)
+    kernels = cpu_kernels(torch.float32) if with_kernels else PLAIN
+    decoder = load_decoder(reference.folder, config, communicator=communicator, kernels=kernels)
     prompt_logits = [whole_logits(decoder, prompt) for prompt in reference.prompts]
     token_ids, logits = generate(
         decoder,
@@ -57,7 +62,7 @@ def whole_logits(decoder: Decoder, prompt: Sequence[int]) -> Tensor:
         CausalAttention(num_sequences=1, length=length),
         torch.full((length,), length),
     )
-    return decoder.logits(hidden)
+    return decoder.logits(hidden).clone()  # the next step takes its place
 
 
 def generate(
@@ -81,11 +86,14 @@ def generate(
             lengths, [num_computed[i] for i in running], [tables[i] for i in running], block_size=block_size
         )
         hidden = decoder(
-            torch.cat(token_ids), torch.cat(positions), PagedAttention(cache, step), torch.cat(prompt_lengths)
+            torch.cat(token_ids),
+            torch.cat(positions),
+            decoder.kernels.attention(cache, step),
+            torch.cat(prompt_lengths),
         )
         caught_up = [num_computed[i] == len(sequences[i]) for i in running]
         last = torch.tensor(lengths).cumsum(0) - 1
-        step_logits = decoder.logits(hidden[last[torch.tensor(caught_up)]])
+        step_logits = decoder.logits(hidden[last[torch.tensor(caught_up)]]).clone()
         ready = [i for i, at_end in zip(running, caught_up, strict=True) if at_end]
         new = step_logits.argmax(-1) if communicator.rank == 0 else torch.empty(len(ready), dtype=torch.int64)
         for row, (i, token_id) in enumerate(zip(ready, communicator.broadcast(new).tolist(), strict=True)):

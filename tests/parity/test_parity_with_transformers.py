@@ -33,25 +33,27 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]
 @pytest.fixture(scope="module")
 def answers(
     references: dict[str, Reference], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], dict[str, list[Answer]]]:
-    """By world size; the ranks of a world are spawned once for all cases."""
+) -> Callable[[int, bool], dict[str, list[Answer]]]:
+    """By world size and kernels; the ranks of a world are spawned once for all cases."""
 
     @cache
-    def of_world(world_size: int) -> dict[str, list[Answer]]:
+    def of_world(world_size: int, with_kernels: bool) -> dict[str, list[Answer]]:
         if world_size == 1:
-            return {name: answer(reference, LocalCommunicator()) for name, reference in references.items()}
+            return {
+                name: answer(reference, LocalCommunicator(), with_kernels) for name, reference in references.items()
+            }
         output = tmp_path_factory.mktemp("ranks") / "answers.pt"
-        _spawn(world_size, list(references.values()), output)
+        _spawn(world_size, list(references.values()), with_kernels, output)
         return {name: [Answer(*each) for each in of_case] for name, of_case in torch.load(output).items()}
 
     return of_world
 
 
-def _spawn(world_size: int, references: list[Reference], output: Path) -> None:
+def _spawn(world_size: int, references: list[Reference], with_kernels: bool, output: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with Rendezvous() as rendezvous:
         ranks = [
-            context.Process(target=run_rank, args=(rendezvous.path, rank, world_size, references, output))
+            context.Process(target=run_rank, args=(rendezvous.path, rank, world_size, references, with_kernels, output))
             for rank in range(world_size)
         ]
         for process in ranks:
@@ -65,16 +67,18 @@ def _spawn(world_size: int, references: list[Reference], output: Path) -> None:
                 process.kill()
 
 
+@pytest.mark.parametrize("with_kernels", [False, True])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("name", [case.name for case in CASES])
 def test_a_model_answers_as_transformers_does(
     name: str,
     world_size: int,
+    with_kernels: bool,
     references: dict[str, Reference],
-    answers: Callable[[int], dict[str, list[Answer]]],
+    answers: Callable[[int, bool], dict[str, list[Answer]]],
 ) -> None:
     reference = references[name]
-    for ours, theirs in zip(answers(world_size)[name], reference.answers, strict=True):
+    for ours, theirs in zip(answers(world_size, with_kernels)[name], reference.answers, strict=True):
         torch.testing.assert_close(ours.prompt_logits, theirs.prompt_logits, rtol=0, atol=1e-4)
         assert ours.token_ids == theirs.token_ids
         torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=1e-4)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from models.kernels.interface import PLAIN
 from pipeline.tokenization import Tokenizer
 from workers.backends.protocol import Choice, EngineRequest, Outcome, OutcomeStatus
 from workers.engine.choice_writer import ChoiceWriter
@@ -64,11 +65,13 @@ class EngineCore:
         tokenizer: Tokenizer,
         eos_token_ids: Collection[int],
         prefix_salt: Callable[[int], str] = lambda num_prompt_tokens: "",
+        greatest: Callable[[Tensor], Tensor] = PLAIN.greatest,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`run_model` gives the logits of a step's sampling sequences, [sequences, vocab_size] float32.
 
         `prefix_salt` keeps apart prompts, by their length, whose equal prefixes the model computes differently.
+        `greatest` is that of the decoder's kernels.
         """
         self.scheduler = scheduler
         self.num_steps = 0
@@ -76,6 +79,7 @@ class EngineCore:
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
         self._prefix_salt = prefix_salt
+        self._greatest = greatest
         self._clock = clock
         self._requests: dict[str, RequestState] = {}
         self._planned_at = 0.0
@@ -145,7 +149,7 @@ class EngineCore:
         self.scheduler.commit(plan)
         self.num_steps += 1
         ended: list[tuple[RequestState, str | None, str | None]] = []
-        for sequence, next_token in zip(sampling, sample(logits, sampling), strict=True):
+        for sequence, next_token in zip(sampling, sample(logits, sampling, self._greatest), strict=True):
             state = self._requests[sequence.request_id]
             if next_token is None:
                 self.scheduler.block_manager.forget(sequence)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.decoder import Decoder
-from models.layers.attention import KVCache, PagedAttention, StepMetadata
+from models.layers.attention import KVCache, StepMetadata
 from workers.engine.messages import Channel, FromFollower, Shutdown, Step, ToFollower, encode
 from workers.engine.scheduler import Plan
 
@@ -57,16 +57,17 @@ class ModelRunner:
             block_size=self._cache.block_size,
             device=self._device,
         )
+        ends = np.cumsum(step.query_lengths) - 1
         hidden = self._decoder(
             self._tensor(np.asarray(step.token_ids, dtype=np.int64)),
             self._tensor(np.concatenate(spans)),
-            PagedAttention(self._cache, metadata),
+            self._decoder.kernels.attention(self._cache, metadata),
             self._tensor(np.repeat(step.prompt_lengths, step.query_lengths)),
+            self._tensor(ends[np.asarray(step.samples, dtype=bool)]),
         )
         if not any(step.samples):
             return torch.empty(0, self._decoder.config.vocab_size, device=self._device)
-        ends = np.cumsum(step.query_lengths) - 1
-        logits: Tensor = self._decoder.logits(hidden[self._tensor(ends[np.asarray(step.samples)])])
+        logits: Tensor = self._decoder.logits(hidden)
         return logits
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:

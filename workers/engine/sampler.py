@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from models.kernels.interface import PLAIN
 from workers.engine.randomness import draw_key, exponentials
 from workers.engine.sequence import Sequence
 
 #: A temperature below it is greedy: no softmax tells it from 0.
 MIN_TEMPERATURE = 1e-5
+#: So many of the likeliest tokens are looked at first for top_p; nearly always they reach it.
+_NUM_LIKELY = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +30,36 @@ class Sample:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits: Tensor, sequences: Rows[Sequence]) -> list[Sample | None]:
+def sample(
+    logits: Tensor, sequences: Rows[Sequence], greatest: Callable[[Tensor], Tensor] = PLAIN.greatest
+) -> list[Sample | None]:
     """Choose a token per row of logits [rows, vocab_size] float32; None for a row that is not finite.
 
     In the order of OpenAI's and vLLM's: bias and penalties, temperature, top_k, top_p, draw. Every row is treated by
-    itself, and drawn by (seed, choice, position) alone.
+    itself, and drawn by (seed, choice, position) alone. `greatest` is that of a decoder's kernels.
     """
-    is_valid = torch.isfinite(logits).all(dim=-1)
-    logits = logits.masked_fill(~is_valid.unsqueeze(-1), 0.0)
+    likeliest: list[int] = greatest(logits).tolist()
+    samples = [Sample(token_id) if token_id >= 0 else None for token_id in likeliest]
+    rows = [row for row, sequence in enumerate(sequences) if likeliest[row] >= 0 and not _is_plain(sequence)]
+    if rows:
+        at, chosen_from = _index(rows, logits), [sequences[row] for row in rows]
+        for row, one in zip(rows, _choose(logits[at], chosen_from), strict=True):
+            samples[row] = one
+    return samples
+
+
+def _is_plain(sequence: Sequence) -> bool:
+    """Whether the likeliest token is all that is asked for."""
+    params = sequence.params
+    return (
+        params.temperature < MIN_TEMPERATURE
+        and not params.logit_bias
+        and not sequence.has_penalties
+        and params.logprobs is None
+    )
+
+
+def _choose(logits: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
     adjusted = _adjust(logits, sequences)
     chosen = adjusted.argmax(dim=-1)
     drawn = [row for row, sequence in enumerate(sequences) if sequence.params.temperature >= MIN_TEMPERATURE]
@@ -42,7 +68,7 @@ def sample(logits: Tensor, sequences: Rows[Sequence]) -> list[Sample | None]:
     token_ids: list[int] = chosen.tolist()
     samples = [Sample(token_id) for token_id in token_ids]
     _report_logprobs(samples, logits, chosen, sequences)
-    return [one if valid else None for one, valid in zip(samples, is_valid.tolist(), strict=True)]
+    return samples
 
 
 def _adjust(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
@@ -87,16 +113,35 @@ def _draw(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
 
 def _truncate(scaled: Tensor, sequences: Rows[Sequence]) -> Tensor:
     """Rule out (-inf) all but the top_k likeliest, and of these all but the likeliest that together reach top_p."""
-    vocab_size = scaled.shape[-1]
-    top_k = torch.tensor([[sequence.params.top_k or vocab_size] for sequence in sequences], device=scaled.device)
-    top_p = torch.tensor([[sequence.params.top_p] for sequence in sequences], device=scaled.device)
-    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-    ordered = ordered.masked_fill(torch.arange(vocab_size, device=scaled.device) >= top_k, -torch.inf)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    is_out = (before >= top_p) | ordered.isinf()
-    is_out[:, 0] = False
-    return scaled.masked_fill(torch.zeros_like(is_out).scatter_(1, order, is_out), -torch.inf)
+    truncated = torch.full_like(scaled, -torch.inf)
+    for row, sequence in enumerate(sequences):
+        kept = _kept(scaled[row], sequence.params.top_k, sequence.params.top_p)
+        truncated[row, kept] = scaled[row, kept]
+    return truncated
+
+
+def _kept(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
+    """[vocab_size] -> the token ids that top_k and top_p leave, at least one; a top_k of 0 is none."""
+    limit = min(top_k or len(scaled), len(scaled))
+    if top_p >= 1:
+        return _likeliest(scaled, limit)
+    total = scaled.logsumexp(0) if limit == len(scaled) else scaled[_likeliest(scaled, limit)].logsumexp(0)
+    num = min(limit, _NUM_LIKELY)
+    while True:
+        ids = _likeliest(scaled, num)
+        probabilities = (scaled[ids] - total).exp()
+        is_in = probabilities.cumsum(0) - probabilities < top_p
+        is_in[0] = True
+        if num == limit or not is_in[-1]:
+            return ids[is_in]
+        num = min(limit, 8 * num)
+
+
+def _likeliest(values: Tensor, num: int) -> Tensor:
+    """[vocab_size] -> the ids of the greatest values, greatest first; of equals, the lower id first."""
+    least = values.topk(num).values[-1]
+    ids = (values >= least).nonzero().flatten()  # all that equal the last one, of which topk takes any
+    return ids[values[ids].sort(descending=True, stable=True).indices[:num]]
 
 
 def _report_logprobs(samples: list[Sample], logits: Tensor, chosen: Tensor, sequences: Rows[Sequence]) -> None:
@@ -106,12 +151,10 @@ def _report_logprobs(samples: list[Sample], logits: Tensor, chosen: Tensor, sequ
     at = _index(rows, logits)
     logprobs = logits[at].log_softmax(dim=-1)
     sampled = logprobs.gather(1, chosen[at].unsqueeze(-1)).squeeze(-1).tolist()
-    num_top = max(sequences[row].params.logprobs or 0 for row in rows)
-    # A stable sort, unlike topk, has one order for equals.
-    values, ids = (part[:, :num_top].tolist() for part in logprobs.sort(dim=-1, descending=True, stable=True))
     for position, row in enumerate(rows):
-        num = sequences[row].params.logprobs or 0
-        top = tuple(zip(ids[position][:num], values[position][:num], strict=True))
+        num = min(sequences[row].params.logprobs or 0, logprobs.shape[-1])
+        ids = _likeliest(logprobs[position], num) if num else torch.empty(0, dtype=torch.int64)
+        top = tuple(zip(ids.tolist(), logprobs[position][ids].tolist(), strict=True))
         samples[row] = Sample(samples[row].token_id, sampled[position], top)
 
 

@@ -23,6 +23,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
         *(c_int32, c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_int64),
         *(c_int64, c_int64, c_int64, c_void_p),
     ),
+    "rz_packed_rows": (c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "rz_norm_rotate": (
         c_int32,
         c_void_p,

@@ -381,18 +381,22 @@ static void quantise(const T* x, int64_t stride, int64_t rows, int64_t inputs, i
   for (int64_t row = 0; row < rows; row++) {
     const T* from = x + row * stride;
     int8_t* to = out + row * padded;
-    vf greatest{};
-    float rest = 0;
+    vf greatest{}, zeros{};
+    float rest = 0, zero = 0;  // the zeros are NaN where a number is not finite: then so is the scale
     int64_t i = 0;
     for (; i + W <= inputs; i += W) {
       const vf v = load(from + i);
       greatest = maximum(maximum(v, -v), greatest);
+      zeros += v * 0.0f;
     }
-    for (; i < inputs; i++) rest = std::max(rest, std::fabs(load1(from + i)));
+    for (; i < inputs; i++) {
+      rest = std::max(rest, std::fabs(load1(from + i)));
+      zero += load1(from + i) * 0.0f;
+    }
     float lanes[W];
     store(lanes, greatest);
     for (float lane : lanes) rest = std::max(rest, lane);
-    const float scale = rest / 127.0f, inverse = rest > 0 ? 127.0f / rest : 0.0f;
+    const float scale = rest / 127.0f + sum(zeros) + zero, inverse = rest > 0 ? 127.0f / rest : 0.0f;
     // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
     for (i = 0; i + W <= inputs; i += W) {
       float rounded[W];
@@ -446,6 +450,17 @@ void linear(int32_t type, int32_t x_type, const void* x, int64_t x_stride, const
     x_stride = padded;
   }
   multiply_all<Bf16>(from, x_stride, (const bf16*)packed, rows, outputs, inputs, f);
+}
+
+// Rows of a packed weight, as they were: the embedding of a model whose head is the same matrix.
+void packed_rows(const int64_t* rows, const void* packed, void* out, int64_t count, int64_t inputs) {
+  const int64_t padded = round_up(inputs, line<Bf16>());
+#pragma omp parallel for schedule(static) if (count * inputs > 16384)
+  for (int64_t i = 0; i < count; i++) {
+    const bf16* from = (const bf16*)packed + rows[i] / PANEL * padded * PANEL + rows[i] % PANEL * Bf16::GROUP;
+    bf16* to = (bf16*)out + i * inputs;
+    for (int64_t input = 0; input < inputs; input++) to[input] = from[input / 2 * PANEL * 2 + input % 2];
+  }
 }
 
 }  // namespace RZ_ISA

@@ -41,6 +41,9 @@ constexpr int64_t MAX_HEAD_DIM = 256;
              int64_t out_stride, int64_t rows, int64_t outputs, int64_t inputs, void* scratch),                    \
     (type, x_type, x, x_stride, packed, scales, bias, silu, out_type, out, out_stride, rows, outputs, inputs,      \
      scratch))                                                                                                     \
+  /* Rows [count] of a BF16 weight that was packed without interleaving -> out [count, inputs]. */                \
+  K(packed_rows, (const int64_t* rows, const void* packed, void* out, int64_t count, int64_t inputs),             \
+    (rows, packed, out, count, inputs))                                                                            \
   /* In place on query and key of qkv [tokens, heads + 2 * kv_heads, head_dim], contiguous: RMS norm of each head */ \
   /* (unless a weight is null), then the rotation by cosine and sine [tokens, head_dim / 2]. */                    \
   K(norm_rotate, (int32_t type, void* qkv, const void* query_weight, const void* key_weight, float eps,            \

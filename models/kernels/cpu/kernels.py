@@ -1,0 +1,92 @@
+"""A decoder's operations on a CPU: native kernels wherever there is one for the type, torch's own elsewhere."""
+
+from __future__ import annotations
+
+from ctypes import CDLL
+
+import torch
+from torch import Tensor
+
+from models.kernels.cpu.attention import paged_attention
+from models.kernels.cpu.library import TYPES, library
+from models.kernels.cpu.linear import PackedLinear
+from models.kernels.cpu.memory import Arena, Workspace
+from models.kernels.cpu.rotary import norm_rotate
+from models.kernels.interface import PLAIN, Kernels, Lookup, Projection
+from models.layers.attention import Attention, KVCache, StepMetadata
+
+
+def cpu_kernels(dtype: torch.dtype, *, is_quantised: bool = False) -> Kernels | None:
+    """For a decoder of this type on a CPU; None where the kernels were not built or do not know the type."""
+    native = library()
+    return None if native is None or dtype not in TYPES else CpuKernels(native, is_quantised=is_quantised)
+
+
+class CpuKernels:
+    """For inference alone. Results lie in buffers that later calls take again, and residuals are updated in place."""
+
+    def __init__(self, native: CDLL, *, is_quantised: bool) -> None:
+        self._native = native
+        self._is_quantised = is_quantised
+        self._arena = Arena()
+        self._workspace = Workspace()
+
+    def add_norm(self, delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        rows, size = residual.shape
+        out = self._workspace.take("normed", rows, size, residual.dtype)
+        self._native.rz_add_rms_norm(
+            TYPES[residual.dtype],
+            None if delta is None else delta.data_ptr(),
+            residual.data_ptr(),
+            weight.data_ptr(),
+            eps,
+            out.data_ptr(),
+            rows,
+            size,
+        )
+        return out, residual
+
+    def norm_rotate(
+        self,
+        heads: Tensor,
+        query_norm: Tensor | None,
+        key_norm: Tensor | None,
+        eps: float,
+        rotation: tuple[Tensor, Tensor],
+        num_heads: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys = num_heads
+        norm_rotate(heads.flatten(1), *rotation, query_norm, key_norm, eps, num_heads=queries, num_kv_heads=keys)
+        return heads[:, :queries], heads[:, queries : queries + keys], heads[:, queries + keys :]
+
+    def projection(
+        self, weight: Tensor, bias: Tensor | None, *, is_gated: bool = False, dtype: torch.dtype | None = None
+    ) -> Projection:
+        if weight.dtype is not torch.bfloat16 and not self._is_quantised:
+            return PLAIN.projection(weight, bias, is_gated=is_gated, dtype=dtype)
+        return PackedLinear(
+            self._native,
+            weight,
+            bias,
+            is_quantised=self._is_quantised,
+            is_gated=is_gated,
+            dtype=dtype or weight.dtype,
+            arena=self._arena,
+            workspace=self._workspace,
+        )
+
+    def lookup(self, weight: Tensor, projection: Projection | None) -> Lookup:
+        if isinstance(projection, PackedLinear) and projection.can_look_up:
+            return projection.rows
+        return PLAIN.lookup(weight, projection)
+
+    def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
+        return paged_attention(cache, step)
+
+    def greatest(self, logits: Tensor) -> Tensor:
+        rows, entries = logits.shape
+        out = torch.empty(rows, dtype=torch.int64)
+        self._native.rz_argmax_finite(
+            TYPES[logits.dtype], logits.data_ptr(), logits.stride(0), out.data_ptr(), rows, entries
+        )
+        return out

@@ -1,0 +1,57 @@
+"""Memory that is taken once: pages for packed weights, and buffers for what a step computes."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Weights are taken from pieces of this size, so that they begin and end together on few large pages.
+_PIECE_BYTES = 64 * 2**20
+_ALIGNMENT = 64
+
+
+class Arena:
+    """Memory on large pages where the system has them: a weight is read whole in every step, page after page."""
+
+    def __init__(self) -> None:
+        self._piece = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, num_elements: int, dtype: torch.dtype) -> Tensor:
+        """[num_elements], not initialised, aligned to 64 bytes. It is given back when nothing of its piece is used."""
+        size = num_elements * dtype.itemsize
+        if self._used + size > len(self._piece):
+            self._piece = _map(max(size, _PIECE_BYTES))
+            self._used = 0
+        taken = self._piece[self._used : self._used + size].view(dtype)
+        self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return taken
+
+
+def _map(size: int) -> Tensor:
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+class Workspace:
+    """Buffers by name. What is taken is valid until the same name is taken again."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[Any, Tensor] = {}
+        self._views: dict[Any, Tensor] = {}
+
+    def take(self, name: Any, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """[rows, columns], not initialised."""
+        view = self._views.get(name)
+        if view is not None and view.shape == (rows, columns):
+            return view
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < rows * columns:
+            buffer = self._buffers[name] = torch.empty(rows * columns, dtype=dtype)
+        view = self._views[name] = buffer[: rows * columns].view(rows, columns)
+        return view
