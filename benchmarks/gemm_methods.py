@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.kernels.cpu.kernels import cpu_kernels
+
 #: What multiplies [rows, inputs] by one weight.
 Multiply = Callable[[Tensor], Tensor]
 
@@ -25,12 +27,15 @@ class Method:
 
 
 def methods(quantize: str | None) -> list[Method]:
-    """Those that compute in bfloat16; or in int8, of which only the multiplication is measured."""
+    """Those that compute in bfloat16; or in int8, of which oneDNN's is measured without quantising its inputs."""
+    kernels = cpu_kernels(torch.bfloat16, is_quantised=quantize == "int8")
+    ours = [] if kernels is None else [Method("ours", lambda weight, rows: kernels.projection(weight, None))]
     if quantize == "int8":
-        return [Method("oneDNN u8s8", _prepare_u8s8, convert=_to_u8)]
+        return [Method("oneDNN u8s8", _prepare_u8s8, convert=_to_u8), *ours]
     return [
         Method("F.linear", lambda weight, rows: lambda inputs: functional.linear(inputs, weight)),
         Method("oneDNN prepacked", _prepare_packed, depends_on_rows=True),
+        *ours,
     ]
 
 
