@@ -57,7 +57,11 @@ class Settings(BaseSettings):
     )
 
     # --- group
-    group_slices: int = Field(3, gt=0, description="Slices that a group may hold at once.")
+    group_slices: int = Field(
+        256,
+        gt=0,
+        description="Slices that a group may hold at once; more than three only while they do not fill its engine.",
+    )
     record_requests: int = Field(64, gt=0, description="Most outcomes recorded in one transaction.")
     record_seconds: float = Field(0.25, gt=0, description="Longest that an outcome waits to be recorded, in seconds.")
     drain_seconds: float = Field(30.0, ge=0, description="Time that a stopping group gives its running requests.")

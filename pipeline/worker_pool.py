@@ -37,14 +37,15 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
             while os.read(self._wake_read, 4096):
                 pass
 
-    def _wake(self, _: Future[Any]) -> None:
+    def wake(self, _: Future[Any] | None = None) -> None:
+        """Turn the event loop, from any thread: it may have room for a message."""
         # A full pipe wakes the loop as well as one more byte would.
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"\0")
 
     def on_apply(self, *args: Any, **kwargs: Any) -> ApplyResult:
         result = super().on_apply(*args, **kwargs)
-        result.f.add_done_callback(self._wake)
+        result.f.add_done_callback(self.wake)
         return result
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:

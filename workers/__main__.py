@@ -20,13 +20,13 @@ from pipeline.stack.options import Engine as EngineKind
 from pipeline.tables.session import get_engine
 from pipeline.telemetry.logs import configure_logging
 from pipeline.tokenization import Tokenizer
-from pipeline.worker_pool import TaskPool
 from workers.backends.echo import EchoEngine
 from workers.backends.native import EngineOptions, NativeEngine
 from workers.backends.protocol import Engine
 from workers.bootstep import group_step
 from workers.fleet import GroupIdentity
 from workers.group import Group
+from workers.ticket_pool import ticket_pool
 
 
 def main(
@@ -101,7 +101,7 @@ def _work(group: Group, identity: GroupIdentity, settings: Settings) -> None:
     worker = app.Worker(
         hostname=identity.id,
         queues=[tickets.name],
-        pool=TaskPool,
+        pool=ticket_pool(group),
         concurrency=settings.group_slices,
         without_gossip=True,
         without_mingle=True,

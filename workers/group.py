@@ -75,6 +75,8 @@ class Group:
         self._is_hurried = threading.Event()
         self._is_drained = threading.Event()
         self._is_started = False
+        #: Called in the thread of a ticket when its slice is claimed, or is not: another ticket may be wanted.
+        self.on_claimed: Callable[[], None] = lambda: None
 
     # --- its life
 
@@ -94,6 +96,8 @@ class Group:
             self._report_stop(str(error))
             raise
         log.info("the engine is ready", model=self.identity.model, seconds=round(time.monotonic() - began, 1))
+        if num_kv_tokens := self._engine.load().num_kv_tokens:  # an echo has no cache
+            self._held_slices.limit_tokens(num_kv_tokens)
         self._tell(condition_of(self._engine))
         self._is_started = True
         for part in (self._feeder, self._recorder, self._heartbeat, self._poller, self._drainer):
@@ -123,6 +127,11 @@ class Group:
 
     # --- slices
 
+    @property
+    def num_tickets_wanted(self) -> int:
+        """How many tickets to have in hand, those of the slices that are held among them; the others may wait."""
+        return self._held_slices.num_wanted
+
     def run_ticket(self) -> dict[str, Any]:
         """Claim a slice and stay until it ends; returns what became of it.
 
@@ -132,6 +141,7 @@ class Group:
             if self._is_draining.is_set():
                 return {"slice": None, "end": "draining"}
         held = self._claim()
+        self.on_claimed()
         if held is None:
             return {"slice": None, "end": "nothing to claim"}
         held.ended.wait()

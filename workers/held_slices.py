@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +23,10 @@ from pipeline.tables.slices import AttemptEnd
 
 #: Engine crashes from which on a request is suspected to be their cause, and runs alone.
 SUSPECT_EXPOSURES: Final = 2
+
+#: Slices that are held whatever is in them, so that the engine never waits between two; and slices that may be on
+#: their way in at once, since nobody knows yet how much they are.
+_SLICES_AHEAD: Final = 3
 
 
 @dataclass(eq=False, slots=True)
@@ -60,11 +64,20 @@ class InFlight:
 
 
 class HeldSlices:
-    """Thread-safe. `max_slices` are held at most; `max_sequences` bounds what is in the engine, waiting or running."""
+    """Thread-safe. `max_sequences` bounds what is in the engine, waiting or running.
+
+    `max_slices` are held at most. Beyond the first few, slices are taken in only while the sequences that have no
+    outcome are fewer than the engine is given, and their tokens fewer than its cache holds: a group fills its engine
+    with many small slices, and hoards no large ones that another group could work on.
+    """
 
     def __init__(self, max_slices: int, max_sequences: int) -> None:
         self._max_slices = max_slices
         self._max_sequences = max_sequences
+        self._max_tokens: int | None = None
+        #: Of requests that wait or are in the engine.
+        self._num_held_sequences = 0
+        self._num_held_tokens = 0
         self._num_reserved = 0
         self._changed = threading.Condition()
         self._slices: dict[int, HeldSlice] = {}  # in the order of their claims
@@ -75,7 +88,20 @@ class HeldSlices:
         self._is_closed = False
         self._feeds = True
 
+    def limit_tokens(self, max_tokens: int) -> None:
+        """How many tokens the engine's cache holds, which is known once it has started."""
+        with self._changed:
+            self._max_tokens = max_tokens
+
     # --- slices
+
+    @property
+    def num_wanted(self) -> int:
+        """How many slices to hold and to claim now, those that are held among them; 0 where there is no room."""
+        with self._changed:
+            if self._is_closed or not self._has_room():
+                return 0
+            return min(self._max_slices, len(self._slices) + _SLICES_AHEAD)
 
     def reserve(self, timeout: float) -> bool:
         """Room for one slice that is about to be claimed, as soon as there is some; False after `timeout` seconds.
@@ -107,6 +133,7 @@ class HeldSlices:
             if self._is_closed:
                 return None
             self._slices[claimed.id] = held
+            self._add_work(requests)
             self._changed.notify_all()
         return held
 
@@ -124,8 +151,7 @@ class HeldSlices:
             if held.end is not None:
                 return []
             del self._slices[held.claimed.id]
-            held.waiting.clear()
-            held.suspects.clear()
+            self._drop_waiting(held)
             held.end = end
             held.ended.set()
             self._changed.notify_all()
@@ -137,9 +163,7 @@ class HeldSlices:
             if held.end is not None or held.ending is not None:
                 return [], []
             held.ending = outcome
-            stopped = [*held.waiting, *held.suspects]
-            held.waiting.clear()
-            held.suspects.clear()
+            stopped = self._drop_waiting(held)
             self._num_unrecorded += len(stopped)
             return stopped, self._ids_of(held)
 
@@ -170,6 +194,7 @@ class HeldSlices:
             if request is None:
                 return None
             self._num_sequences -= request.num_sequences
+            self._drop_work([request.request])
             if request.is_alone:
                 self._runs_alone = False
             self._changed.notify_all()
@@ -188,6 +213,7 @@ class HeldSlices:
                 return requests
             self._num_unrecorded -= len(requests)
             if held.end is None:
+                self._add_work(requests)
                 for request in sorted(requests, key=lambda request: request.id, reverse=True):
                     is_suspect = request.num_crash_exposures >= SUSPECT_EXPOSURES
                     (held.suspects if is_suspect else held.waiting).appendleft(request)
@@ -221,7 +247,31 @@ class HeldSlices:
     # --- under the lock
 
     def _has_room(self) -> bool:
-        return len(self._slices) + self._num_reserved < self._max_slices
+        num_slices = len(self._slices) + self._num_reserved
+        if num_slices >= self._max_slices:
+            return False
+        return num_slices < _SLICES_AHEAD or (
+            self._num_reserved < _SLICES_AHEAD
+            and self._num_held_sequences < self._max_sequences
+            and (self._max_tokens is None or self._num_held_tokens < self._max_tokens)
+        )
+
+    def _add_work(self, requests: Iterable[PlannedRequest]) -> None:
+        for request in requests:
+            self._num_held_sequences += request.params.n
+            self._num_held_tokens += request.num_expected_tokens
+
+    def _drop_work(self, requests: Iterable[PlannedRequest]) -> None:
+        for request in requests:
+            self._num_held_sequences -= request.params.n
+            self._num_held_tokens -= request.num_expected_tokens
+
+    def _drop_waiting(self, held: HeldSlice) -> list[PlannedRequest]:
+        dropped = [*held.waiting, *held.suspects]
+        held.waiting.clear()
+        held.suspects.clear()
+        self._drop_work(dropped)
+        return dropped
 
     def _next(self) -> InFlight | None:
         if not self._feeds or self._runs_alone:

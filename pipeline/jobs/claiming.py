@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import outbox
+from pipeline.jobs.planning import EXPECTED_ANSWER_TOKENS
 from pipeline.schemas.generation import GenerationParams
 from pipeline.tables.requests import OutcomeKind
 from pipeline.tables.slices import AttemptEnd
@@ -42,6 +43,11 @@ class PlannedRequest:
     prompt_token_ids: list[int]
     params: GenerationParams
     num_crash_exposures: int
+
+    @property
+    def num_expected_tokens(self) -> int:
+        """The tokens that planning counted for it: the prompt, and an answer as long as most are."""
+        return len(self.prompt_token_ids) + min(self.params.n * self.params.max_tokens, EXPECTED_ANSWER_TOKENS)
 
     def exposed(self, num_crash_exposures: int) -> PlannedRequest:
         """The same request after so many engine crashes."""

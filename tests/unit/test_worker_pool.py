@@ -35,7 +35,7 @@ def test_a_loop_that_does_not_listen_stops_no_task(hub: Hub) -> None:
     pool.register_with_event_loop(hub)
     done = []
     for _ in range(70_000):  # more than a pipe holds
-        pool._wake(None)  # type: ignore[arg-type]
+        pool.wake()
     for result in [pool.apply_async(done.append, (number,)) for number in range(10)]:
         result.wait(10)
     pool.stop()  # which cancels what has not begun

@@ -101,6 +101,20 @@ def test_tickets_wait_in_redis_while_a_worker_has_no_room(
         assert client.llen(KEY_PREFIX + generate_queue("tiny")) == 4
 
 
+def test_a_worker_takes_small_slices_until_its_engine_is_full_and_leaves_the_other_tickets(
+    database: Engine, tenant: SeededTenant, folder: Path, start: Start, redis_url: str
+) -> None:
+    start(folder, sweep_seconds="3600", max_num_sequences="8", echo_tokens_per_second="0.001")
+    wait_until_ready(database)
+    for _ in range(20):
+        seed_batch(database, tenant, [1])
+    ring(database, 20)
+    wait_for(lambda: sql(database, "SELECT count(*) FROM slices WHERE status = 'claimed'") == [(10,)])
+    with redis.Redis.from_url(redis_url) as client:
+        num_tickets = client.llen(KEY_PREFIX + generate_queue("tiny"))
+    assert 7 <= num_tickets <= 10, "at most two more were on their way in when the last place was taken"
+
+
 def test_sigterm_drains_and_a_second_returns_everything_at_once(
     database: Engine, tenant: SeededTenant, folder: Path, start: Start
 ) -> None:

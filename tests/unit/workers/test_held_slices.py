@@ -51,6 +51,61 @@ def test_no_more_slices_are_reserved_than_there_is_room_for() -> None:
     assert held_slices.reserve(timeout=0)
 
 
+def fill(held_slices: HeldSlices, *requests: PlannedRequest) -> list[HeldSlice]:
+    """Hold slices like this as long as there is room."""
+    slices: list[HeldSlice] = []
+    while held_slices.num_wanted > len(slices):
+        slices.append(hold(held_slices, len(slices) + 1, *requests))
+    return slices
+
+
+def test_many_small_slices_are_held_until_they_fill_the_engine() -> None:
+    held_slices = HeldSlices(max_slices=100, max_sequences=20)
+    slices = fill(held_slices, request(1), request(2, n=2))
+    assert len(slices) == 7
+    assert not held_slices.reserve(timeout=0)
+    held_slices.end(slices[0], AttemptEnd.RETURNED)
+    assert held_slices.num_wanted == 6 + 3
+
+
+def test_a_few_slices_are_held_whatever_is_in_them() -> None:
+    held_slices = HeldSlices(max_slices=100, max_sequences=2)
+    assert len(fill(held_slices, *(request(number) for number in range(50)))) == 3
+    assert len(fill(HeldSlices(max_slices=2, max_sequences=2), request(1))) == 2
+
+
+def test_long_requests_fill_the_cache_of_the_engine() -> None:
+    held_slices = HeldSlices(max_slices=100, max_sequences=1000)
+    held_slices.limit_tokens(40)
+    assert len(fill(held_slices, request(1), request(2), request(3), request(4))) == 5
+
+
+def test_what_left_the_engine_makes_room_and_what_is_put_back_takes_it() -> None:
+    held_slices = HeldSlices(max_slices=100, max_sequences=4)
+    held, *_ = [hold(held_slices, number, request(number)) for number in range(1, 5)]
+    assert held_slices.num_wanted == 0
+    assert take_ids(held_slices) == ["1.3", "2.3", "3.3", "4.3"]
+    held_slices.settle("1.3")
+    assert held_slices.num_wanted == 4 + 3, "recording takes no room in the engine"
+    held_slices.put_back(held, [request(1)])
+    assert held_slices.num_wanted == 0
+
+
+def test_no_more_slices_are_on_their_way_in_than_a_few() -> None:
+    held_slices = HeldSlices(max_slices=100, max_sequences=100)
+    assert [held_slices.reserve(timeout=0) for _ in range(4)] == [True, True, True, False]
+    for _ in range(3):
+        held_slices.release()
+    assert held_slices.reserve(timeout=0)
+
+
+def test_a_closed_group_wants_nothing() -> None:
+    held_slices = HeldSlices(max_slices=100, max_sequences=4)
+    assert held_slices.num_wanted == 3
+    held_slices.close()
+    assert held_slices.num_wanted == 0
+
+
 def test_sequences_in_the_engine_are_bounded_and_choices_count() -> None:
     held_slices = HeldSlices(max_slices=1, max_sequences=4)
     hold(held_slices, 1, request(1, n=3), request(2, n=2), request(3, n=9))
