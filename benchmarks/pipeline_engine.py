@@ -30,6 +30,7 @@ from benchmarks.workloads import NAMES, Workload
 
 RESULT = Path(__file__).parent / "results" / "pipeline-engine.json"
 TARGET_RATIO = 0.95
+DTYPE = "bfloat16"
 ENDPOINT: Final = "/v1/completions"
 #: How often the batch is asked for, in seconds: rarely enough not to be measured itself.
 POLL_SECONDS = 0.5
@@ -73,10 +74,10 @@ def main() -> None:
 def measure(workload: str, times: int, num_rounds: int, console: Console) -> Results:
     runs = make_runs(workload, num_runs=1, repeat=times)
     model = find_model(runs[0].model)
-    # Nothing is set but what the stack would set: both sides choose threads and cache by themselves.
+    # Nothing is set but what the stack sets: both sides choose threads and cache by themselves.
     job = Job(
         model=str(model),
-        dtype="auto",
+        dtype=DTYPE,
         num_threads=len(cpus()),
         tp=1,
         max_length=max(run.max_length for run in runs),
@@ -86,7 +87,7 @@ def measure(workload: str, times: int, num_rounds: int, console: Console) -> Res
     results = Results(workload, len(runs[1].requests), runs[1].num_prompt_tokens, runs[1].num_output_tokens)
     for number in range(1, num_rounds + 1):
         results.engine += run_job(_ENGINE, job.encoded(), {})["seconds"]
-        with running_stack(model) as stack:
+        with running_stack(model, "--dtype", DTYPE) as stack:
             measure_pipeline(stack, runs[0], runs[1], results)
         engine, pipeline = results.engine[-1], results.pipeline[-1]
         console.print(f"round {number}: engine {engine:.2f} s, pipeline {pipeline:.2f} s")
