@@ -33,6 +33,7 @@ _ASK_TORCH = (
     "import json, torch; n = torch.cuda.device_count();"
     "print(json.dumps([torch.__version__, torch.get_num_threads(), [torch.cuda.get_device_name(i) for i in range(n)]]))"
 )
+_ASK_KERNELS = "from models.kernels.cpu.library import isa; print(isa() or '')"
 
 
 class Verdict(StrEnum):
@@ -65,6 +66,7 @@ def examine(model: str | None = None) -> Iterator[Finding]:
     if model is not None:
         yield _model(model)
     yield _torch()
+    yield _kernels()
 
 
 def _versions() -> Finding:
@@ -177,6 +179,25 @@ def _torch() -> Finding:
         return _warning("torch", f"{torch_version} does not see the GPU", "Install a build of torch with CUDA.")
     where = ", ".join(gpus) if gpus else f"no GPU, {threads} CPU threads"
     return Finding(subject="torch", verdict=Verdict.OK, detail=f"{torch_version}, {where}")
+
+
+def _kernels() -> Finding:
+    """Those of the CPU, where the package that has them is installed and was compiled."""
+    subject = "CPU kernels"
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-P", "-c", _ASK_KERNELS],
+            capture_output=True,
+            text=True,
+            timeout=_TORCH_SECONDS,
+            check=True,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return _warning(subject, "do not load", "Install the package again; torch's own operations are used meanwhile.")
+    if not (isa := asked.stdout.strip()):
+        advice = "Install a C++ compiler, then the package again; torch's own operations are several times slower."
+        return _warning(subject, "were not built", advice)
+    return Finding(subject=subject, verdict=Verdict.OK, detail=f"built, for {isa}")
 
 
 def _warning(subject: str, detail: str, advice: str) -> Finding:

@@ -15,7 +15,7 @@ from pipeline.celery import app, generate_queue, queue
 from pipeline.errors import UserError
 from pipeline.model_folder import resolve_model
 from pipeline.settings import Settings, get_settings
-from pipeline.stack.options import Device, Dtype
+from pipeline.stack.options import Device, Dtype, Quantize
 from pipeline.stack.options import Engine as EngineKind
 from pipeline.tables.session import get_engine
 from pipeline.telemetry.logs import configure_logging
@@ -34,6 +34,7 @@ def main(
     tp: int = typer.Option(1, min=1, help="Ranks: tensor parallelism."),
     device: Device = typer.Option(Device.CPU, help="Where the ranks run."),
     dtype: Dtype = typer.Option(Dtype.AUTO, help="Type of the weights while they run."),
+    quantize: Quantize = typer.Option(Quantize.NONE, help="Weights in 8 bits: about twice as fast on a CPU."),
     engine: EngineKind = typer.Option(EngineKind.NATIVE, help="`echo` repeats the prompt."),
     name: str = typer.Option("group-0", help="Name of the group, unique on its machine."),
     model_name: str | None = typer.Option(None, help="What requests call the model."),
@@ -49,10 +50,16 @@ def main(
             model_path=str(folder),
             context_length=_context_length(engine, folder),
             pid=os.getpid(),
-            info={"engine": engine.value, "tp": tp, "device": device.value, "dtype": dtype.value},
+            info={
+                "engine": engine.value,
+                "tp": tp,
+                "device": device.value,
+                "dtype": dtype.value,
+                "quantize": quantize.value,
+            },
         )
         group = Group(
-            _make_engine(engine, folder, tp, device, dtype, settings),
+            _make_engine(engine, folder, tp, device, dtype, quantize, settings),
             identity,
             settings,
             get_engine(),
@@ -76,7 +83,9 @@ def _context_length(kind: EngineKind, folder: Path) -> int:
     return ModelConfig.from_pretrained(folder).context_length
 
 
-def _make_engine(kind: EngineKind, folder: Path, tp: int, device: Device, dtype: Dtype, settings: Settings) -> Engine:
+def _make_engine(
+    kind: EngineKind, folder: Path, tp: int, device: Device, dtype: Dtype, quantize: Quantize, settings: Settings
+) -> Engine:
     if kind is EngineKind.ECHO:
         return EchoEngine(folder, settings.echo_tokens_per_second)
     options = EngineOptions(
@@ -84,6 +93,7 @@ def _make_engine(kind: EngineKind, folder: Path, tp: int, device: Device, dtype:
         tp=tp,
         device=device.value,
         dtype=dtype.value,
+        quantize=quantize.value,
         kv_cache_tokens=settings.kv_cache_tokens,
         max_num_sequences=settings.max_num_sequences,
         step_tokens=settings.step_tokens,

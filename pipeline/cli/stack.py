@@ -13,7 +13,7 @@ import typer
 
 from pipeline.errors import UserError
 from pipeline.stack.data_dir import DataDir
-from pipeline.stack.options import Device, Dtype, Engine, StackOptions, example_model
+from pipeline.stack.options import Device, Dtype, Engine, Quantize, StackOptions, example_model
 
 #: Exit code of `status` where no stack runs.
 NOT_RUNNING = 3
@@ -46,6 +46,7 @@ def up(
     tp: int = typer.Option(1, min=1, help="Ranks per group: tensor parallelism."),
     groups: int = typer.Option(1, min=1, help="Groups."),
     dtype: Dtype = typer.Option(Dtype.AUTO, help="Type of the weights while they run."),
+    quantize: Quantize = typer.Option(Quantize.NONE, help="Weights in 8 bits: about twice as fast on a CPU."),
     device: Device = typer.Option(Device.CPU, help="Where the ranks run."),
     engine: Engine = typer.Option(Engine.NATIVE, help="`echo` repeats the prompt: for tests and benchmarks."),
     load_seconds: float = typer.Option(600.0, min=1, help="How long the model may take to load."),
@@ -66,6 +67,7 @@ def up(
         tp=tp,
         groups=groups,
         dtype=dtype,
+        quantize=quantize,
         device=device,
         engine=engine,
         load_seconds=load_seconds,

@@ -21,6 +21,11 @@ class Dtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Quantize(StrEnum):
+    NONE = "none"
+    INT8 = "int8"  #: On a CPU: weights per output, activations per token.
+
+
 class Device(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
@@ -44,6 +49,7 @@ class StackOptions:
     tp: int = 1
     groups: int = 1
     dtype: Dtype = Dtype.AUTO
+    quantize: Quantize = Quantize.NONE
     device: Device = Device.CPU
     engine: Engine = Engine.NATIVE
     #: How long the model may take to load, in seconds.

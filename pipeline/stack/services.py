@@ -72,6 +72,7 @@ def _group(plan: StackPlan, fleet: Fleet, index: int) -> Service:
     options, name = plan.options, f"group-{index}"
     argv = [*_PYTHON, "workers", str(options.model), "--model-name", options.model_name, "--name", name]
     argv += ["--tp", str(options.tp), "--device", options.device, "--dtype", options.dtype, "--engine", options.engine]
+    argv += ["--quantize", options.quantize]
     environment = {}
     if devices := devices_of_group(options, index):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
