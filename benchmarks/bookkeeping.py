@@ -26,6 +26,9 @@ from benchmarks.make_model import find_model
 from benchmarks.workloads import NAMES, Workload, make_workload
 from models.checkpoint import load_decoder, resolve_dtype
 from models.config import ModelConfig
+from models.decoder import Decoder
+from models.kernels.cpu.kernels import cpu_kernels
+from models.kernels.interface import PLAIN
 from models.layers.attention import KVCache
 from pipeline.schemas.generation import GenerationParams
 from pipeline.tokenization import Tokenizer
@@ -82,9 +85,13 @@ def measure(folder: Path, dtype: str, workloads: list[Workload]) -> Results:
     config = ModelConfig.from_pretrained(folder)
     tokenizer = Tokenizer.load(folder)
     num_blocks = sum(-(-workload.num_tokens // options.block_size) + len(workload.requests) for workload in workloads)
-    model = TimedModel(_runner(folder, config, dtype, num_blocks, options.block_size).run)
+    decoder = load_decoder(
+        folder, config, dtype=dtype, kernels=cpu_kernels(resolve_dtype(dtype, config, "cpu")) or PLAIN
+    )
+    model = TimedModel(_runner(decoder, dtype, num_blocks, options.block_size).run)
     core = EngineCore(
         run_model=model,
+        greatest=decoder.kernels.greatest,
         scheduler=Scheduler(
             BlockManager(num_blocks, options.block_size),
             max_num_sequences=options.max_num_sequences,
@@ -106,9 +113,8 @@ def measure(folder: Path, dtype: str, workloads: list[Workload]) -> Results:
     return results
 
 
-def _runner(folder: Path, config: ModelConfig, dtype: str, num_blocks: int, block_size: int) -> ModelRunner:
-    device = torch.device("cpu")
-    decoder = load_decoder(folder, config, dtype=dtype)
+def _runner(decoder: Decoder, dtype: str, num_blocks: int, block_size: int) -> ModelRunner:
+    device, config = torch.device("cpu"), decoder.config
     cache = KVCache(
         num_layers=config.num_layers,
         num_blocks=num_blocks,
