@@ -6,6 +6,7 @@ A fast kernel is one more class behind the same protocol. It lives in `models/ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from models.kernels.cpu.memory import large_pages
 
 
 class Attention(Protocol):
@@ -73,8 +76,8 @@ class KVCache:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.num_kv_heads = num_kv_heads
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.keys = [_zeros(shape, dtype, device) for _ in range(num_layers)]
+        self.values = [_zeros(shape, dtype, device) for _ in range(num_layers)]
         self._copies = {kind: torch.empty(0, dtype=dtype, device=device) for kind in ("keys", "values")}
 
     @staticmethod
@@ -106,6 +109,12 @@ class KVCache:
         copy = self._copies[kind][:size].view(rows.numel(), -1)
         torch.index_select(of_heads, 0, rows.flatten(), out=copy)
         return copy.view(*rows.shape[:2], -1, cached.shape[-1])
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    if torch.device(device).type == "cpu":
+        return large_pages(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,14 +24,18 @@ class Arena:
         """[num_elements], not initialised, aligned to 64 bytes. It is given back when nothing of its piece is used."""
         size = num_elements * dtype.itemsize
         if self._used + size > len(self._piece):
-            self._piece = _map(max(size, _PIECE_BYTES))
+            self._piece = large_pages(max(size, _PIECE_BYTES))
             self._used = 0
         taken = self._piece[self._used : self._used + size].view(dtype)
         self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
         return taken
 
 
-def _map(size: int) -> Tensor:
+def large_pages(size: int) -> Tensor:
+    """[size] bytes of zeros on large pages where the system has them, each taken when it is first written to.
+
+    Reading gigabytes of weights or of cached keys through small pages was measured at two thirds of the speed.
+    """
     pages = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
