@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy import Connection, Engine, delete, exists, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 _PAGE: Final = 100
 #: Messages that one call publishes at most, so that a flood does not occupy its thread for ever.
 _MAX_MESSAGES: Final = 5_000
+
+_ANY_MESSAGE: Final = select(exists(select(OutboxMessage.id)))
 
 
 def add(conn: Session | Connection, *, queue: str, task: str, args: Sequence[Any], copies: int = 1) -> None:
@@ -119,6 +121,15 @@ def publish(engine: Engine | None = None) -> int:
         if len(sent) < _PAGE:
             break
     return num_published
+
+
+def is_empty(engine: Engine | None = None) -> bool:
+    """Whether there is nothing to publish. False where the database can't be asked, so that `publish` says why."""
+    try:
+        with (engine or get_engine()).connect() as conn:
+            return not conn.scalar(_ANY_MESSAGE)
+    except SQLAlchemyError:
+        return False
 
 
 class _BackgroundPublisher:

@@ -15,7 +15,7 @@ from pipeline.jobs import outbox
 from pipeline.processes import wait_until
 from pipeline.settings import PREFIX, get_settings
 from pipeline.tables import OutboxMessage
-from pipeline.tables.session import transaction
+from pipeline.tables.session import make_engine, transaction
 
 
 def num_waiting(engine: Engine) -> int:
@@ -154,3 +154,11 @@ def test_publishing_soon_does_not_fail_without_redis(own_redis: EmbeddedRedis, d
     own_redis.start()
     outbox.publish()
     wait_until(lambda: num_waiting(database) == 0, what="an empty outbox", timeout=10, process=None)
+
+
+def test_an_outbox_that_cannot_be_asked_is_not_taken_for_empty(database: Engine) -> None:
+    assert outbox.is_empty(database)
+    with transaction() as session:
+        outbox.add_tickets(session, "tiny", 1)
+    assert not outbox.is_empty(database)
+    assert not outbox.is_empty(make_engine("postgresql+psycopg://nobody@127.0.0.1:1/nowhere"))
