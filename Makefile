@@ -44,6 +44,14 @@ $(PEER_ENVS)/%/.installed: benchmarks/peer_runners/requirements-%.txt
 	@$(@D)/bin/python -m pip uninstall $(PIP_FLAGS) -y torchvision torchaudio torchcodec 2>/dev/null
 	@touch $@
 
+SANITIZED := build/sanitize
+sanitize: $(STAMP)  ## Runs the tests of the CPU kernels with address and undefined-behaviour sanitizers
+	cmake -S models/kernels/cpu/src -B $(SANITIZED) -DSANITIZE=ON
+	cmake --build $(SANITIZED) --parallel
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 RYZANSTEIN_CPU_KERNELS=$(CURDIR)/$(SANITIZED)/_kernels.so \
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/kernels $(PYTEST_FLAGS)
+
 lint: $(STAMP)  ## Checks style, types and the borders between packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
