@@ -237,9 +237,7 @@ struct Attention {
     const float scale = 1.44269504f / std::sqrt(float(step.head_dim));
     vf top = splat(-INFINITY);
     for (int64_t i = 0; i < width; i += W) top = maximum(load(scores + i), top);
-    float lanes[W], greatest = s.greatest[row];
-    store(lanes, top * scale);
-    for (float lane : lanes) greatest = lane > greatest ? lane : greatest;
+    const float before = s.greatest[row], here = greatest_of(top) * scale, greatest = here > before ? here : before;
     const float shift = greatest == -INFINITY ? 0 : greatest;
     vf sums{};
     for (int64_t i = 0; i < width; i += W) {
@@ -249,15 +247,14 @@ struct Attention {
     }
     // Tiles take two groups at once.
     for (int64_t i = width; i < round_up(width, 2 * GROUP); i += W) store(weights + i, vf{});
-    const float before = s.greatest[row];
     s.greatest[row] = greatest;
-    if (before != greatest) {
-      const float factor = before == -INFINITY ? 0 : std::exp2(before - greatest);
+    if (before != greatest && before != -INFINITY) {
+      const float factor = std::exp2(before - greatest);
       s.total[row] *= factor;
       float* out = s.out + row * s.padded;
       for (int64_t i = 0; i < s.padded; i += W) store(out + i, load(out + i) * factor);
     }
-    s.total[row] += sum(sums);
+    s.total[row] += total_of(sums);
   }
 
   void finish_row(const Task& task, int64_t kv_head, int64_t row, const Scratch<T>& s) const {
@@ -314,8 +311,9 @@ static void attend_step(const PagedStep& step, T* keys, T* values, const T* quer
     const int64_t thread = 0, num_threads = 1;
 #endif
 #pragma omp for schedule(static)
-    for (int64_t token = 0; token < step.num_tokens; token++)
-      write_token(step, keys, values, key + token * key_stride, value + token * value_stride, step.slots[token]);
+    for (int64_t run = 0; run < (step.num_tokens + GROUP - 1) / GROUP; run++)
+      write_tokens(step, keys, values, key, key_stride, value, value_stride, run * GROUP,
+                   std::min(step.num_tokens, (run + 1) * GROUP));
     attention.attend(all, thread, num_threads);
     if (num_partials) {
 #pragma omp barrier

@@ -128,18 +128,19 @@ static void weigh_on_tiles(const bf16* weights, int64_t weight_stride, const uin
   order_memory();
 }
 
-// All values of a tile in one piece, and zeros after its last key as far as 32 more.
+// All values of a packed tile in one piece, and zeros after its last key as far as 32 more.
 static void join_values(const Tile<bf16>& tile, int64_t head_dim, uint32_t* joined) {
-  const int64_t num_keys = tile.last - tile.first, row = head_dim * 4;
-  int64_t pair = 0;
-  for (; pair < num_keys / 2; pair++)
-    std::memcpy(joined + pair * head_dim, tile.values[pair * 2 / GROUP] + pair % (GROUP / 2) * tile.value_stride, row);
-  if (num_keys % 2) {
-    const uint32_t* last = tile.values[num_keys / GROUP] + pair % (GROUP / 2) * tile.value_stride;
-    for (int64_t i = 0; i < head_dim; i++) joined[pair * head_dim + i] = last[i] & 0xffff;
-    pair++;
+  const int64_t num_keys = tile.last - tile.first, group = GROUP / 2 * head_dim;
+  int64_t g = 0;
+  for (; g < num_keys / GROUP; g++) std::memcpy(joined + g * group, tile.values[g], group * 4);
+  uint32_t* to = joined + g * group;
+  if (const int64_t rest = num_keys % GROUP) {
+    std::memcpy(to, tile.values[g], rest / 2 * head_dim * 4);
+    if (rest % 2)  // whose neighbour need not be a number
+      for (int64_t i = rest / 2 * head_dim; i < (rest / 2 + 1) * head_dim; i++) to[i] = tile.values[g][i] & 0xffff;
+    to += (rest + 1) / 2 * head_dim;
   }
-  std::memset(joined + pair * head_dim, 0, TILE_KEYS / 2 * row);
+  std::memset(to, 0, 2 * group * 4);
 }
 
 }  // namespace RZ_ISA

@@ -40,6 +40,52 @@ static void write_token(const PagedStep& step, T* keys, T* values, const T* key,
   }
 }
 
+// The values of one token, or of two neighbours element by element.
+static void join_rows(float* to, const float* row, const float*, int64_t dim) { std::memcpy(to, row, dim * 4); }
+
+static void join_rows(bf16* to, const bf16* even, const bf16* odd, int64_t dim) {
+  for (int64_t i = 0; i < dim; i += W) {
+    vh a, b;
+    std::memcpy(&a, even + i, sizeof a);
+    std::memcpy(&b, odd + i, sizeof b);
+    const vu joined = __builtin_convertvector(a, vu) | __builtin_convertvector(b, vu) << 16;
+    std::memcpy(to + 2 * i, &joined, sizeof joined);
+  }
+}
+
+// 16 tokens that fill 16 neighbouring slots of a packed block.
+template <class T>
+static void write_group(const PagedStep& step, T* keys, T* values, const T* key, int64_t key_stride, const T* value,
+                        int64_t value_stride, int64_t slot) {
+  const int64_t size = step.block_size, dim = step.head_dim, at = slot % size;
+  constexpr int64_t K = Product<T>::K;
+  for (int64_t head = 0; head < step.kv_heads; head++, key += dim, value += dim) {
+    T* k = keys + head_at(step, slot / size, head) + at * K;
+    T* v = values + head_at(step, slot / size, head) + at * dim;
+    for (int64_t i = 0; i < dim / K; i++)
+      for (int64_t token = 0; token < GROUP; token++)
+        std::memcpy(k + (i * size + token) * K, key + token * key_stride + i * K, K * sizeof(T));
+    for (int64_t token = 0; token < GROUP; token += K)
+      join_rows(v + token * dim, value + token * value_stride, value + (token + K - 1) * value_stride, dim);
+  }
+}
+
+template <class T>
+static void write_tokens(const PagedStep& step, T* keys, T* values, const T* key, int64_t key_stride, const T* value,
+                         int64_t value_stride, int64_t first, int64_t last) {
+  for (int64_t token = first; token < last;) {
+    const int64_t slot = step.slots[token];
+    const T *k = key + token * key_stride, *v = value + token * value_stride;
+    bool is_group = is_packed(step) && slot % GROUP == 0 && token + GROUP <= last;
+    for (int64_t i = 1; is_group && i < GROUP; i++) is_group = step.slots[token + i] == slot + i;
+    if (is_group)
+      write_group(step, keys, values, k, key_stride, v, value_stride, slot);
+    else
+      write_token(step, keys, values, k, v, slot);
+    token += is_group ? GROUP : 1;
+  }
+}
+
 // The keys of one head from position `first` to `last`, `first` a multiple of 16 and no more than TILE apart.
 template <class T>
 struct Tile {

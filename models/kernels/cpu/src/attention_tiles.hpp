@@ -15,12 +15,32 @@ constexpr int TILE = 256;    // keys between two adjustments of the greatest sco
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// Across lanes, in halves: a fixed order, and few steps.
+template <class Join>
+inline float join_lanes(vf v, Join join) {
+  float lanes[W];
+  store(lanes, v);
+  for (int n = W / 2; n; n /= 2)
+    for (int i = 0; i < n; i++) lanes[i] = join(lanes[i], lanes[i + n]);
+  return lanes[0];
+}
+
+inline float total_of(vf v) {
+  return join_lanes(v, [](float a, float b) { return a + b; });
+}
+
+inline float greatest_of(vf v) {
+  return join_lanes(v, [](float a, float b) { return a > b ? a : b; });
+}
+
 // 2^x, 0 below -126: within 2e-7 of it, or 3e-6 where the result is rounded to bf16. A NaN stays one.
 template <bool precise>
 inline vf exponential2(vf x) {
 #if defined(__AVX512F__)
-  // With masks of all ones, since GCC 12 warns of the plain functions' own code.
-  x = (vf)_mm512_maskz_max_ps(0xffff, (__m512)splat(-200.0f), (__m512)x);  // the second if one of them is a NaN
+  // A result too small for a normal number would take the processor a hundred times as long. (With masks of all ones,
+  // since GCC 12 warns of the plain functions' own code.)
+  const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-126.0f), _CMP_NLT_UQ);
+  x = (vf)_mm512_maskz_max_ps(0xffff, (__m512)splat(-126.0f), (__m512)x);  // the second if one of them is a NaN
   const vf n = (vf)_mm512_maskz_roundscale_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   const vu is_zero = (vu)(x < -126.0f);
@@ -44,7 +64,7 @@ inline vf exponential2(vf x) {
   }
   p = p * f + 1.0f;
 #if defined(__AVX512F__)
-  return (vf)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+  return (vf)_mm512_maskz_scalef_ps(counts, (__m512)p, (__m512)n);
 #else
   const vf scaled = (vf)((vu)p + (((vu)shifted - 0x4b400000u) << 23));
   return (vf)((vu)scaled & ~is_zero);
