@@ -73,12 +73,19 @@ class KVCache:
         device: torch.device | str,
     ) -> None:
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
-        self.block_size = block_size
-        self.num_blocks = num_blocks
-        self.num_kv_heads = num_kv_heads
-        self.keys = [_zeros(shape, dtype, device) for _ in range(num_layers)]
-        self.values = [_zeros(shape, dtype, device) for _ in range(num_layers)]
-        self._copies = {kind: torch.empty(0, dtype=dtype, device=device) for kind in ("keys", "values")}
+        self._hold(*([_zeros(shape, dtype, device) for _ in range(num_layers)] for _ in range(2)))
+
+    @classmethod
+    def over(cls, keys: list[Tensor], values: list[Tensor]) -> KVCache:
+        """A cache in memory that is there already, one tensor per layer."""
+        cache = cls.__new__(cls)
+        cache._hold(keys, values)
+        return cache
+
+    def _hold(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.num_blocks, self.num_kv_heads, self.block_size, _ = keys[0].shape
+        self.keys, self.values = keys, values
+        self._copies = {kind: keys[0].new_empty(0) for kind in ("keys", "values")}
 
     @staticmethod
     def bytes_per_token(*, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.kernels.cpu import registration
 from models.kernels.cpu.attention import CpuPagedAttention, is_supported, paged_attention
 from models.kernels.cpu.library import choose_isa, isa, library
 from models.kernels.cpu.rotary import norm_rotate, norm_rotate_reference
@@ -17,7 +18,10 @@ from models.layers.attention import KVCache, PagedAttention, StepMetadata
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels were not built: there was no compiler")
 
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+TYPES = (torch.float32, torch.bfloat16)
+#: Inference alone: there is no gradient to check.
+OPERATOR_CHECKS = ("test_schema", "test_faketensor")
 
 
 @pytest.fixture(params=ISAS)
@@ -110,7 +114,7 @@ def assert_close(attended: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(attended.double(), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [None, 1, 20, 300])
 @pytest.mark.parametrize(
     "shape",
@@ -139,7 +143,7 @@ def test_steps_of_mixed_sequences_attend_as_whole_sequences(
         assert_close(torch.cat(attended), sequences.expected(i, window))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [None, 700])
 @pytest.mark.usefixtures("each_isa")
 def test_a_long_context_is_decoded_in_segments(dtype: torch.dtype, window: int | None) -> None:
@@ -150,7 +154,7 @@ def test_a_long_context_is_decoded_in_segments(dtype: torch.dtype, window: int |
         assert_close(attended[i], sequences.expected(i, window)[-1:])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.usefixtures("each_isa")
 def test_an_answer_depends_neither_on_its_neighbours_nor_on_the_threads(dtype: torch.dtype) -> None:
     shape = Shape(heads=6, kv_heads=2, head_dim=64, dtype=dtype)
@@ -166,7 +170,7 @@ def test_an_answer_depends_neither_on_its_neighbours_nor_on_the_threads(dtype: t
         assert torch.equal(answer, answers[0])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.usefixtures("each_isa")
 def test_an_answer_does_not_depend_on_how_its_prompt_was_cut(dtype: torch.dtype, window: int | None) -> None:
@@ -179,7 +183,7 @@ def test_an_answer_does_not_depend_on_how_its_prompt_was_cut(dtype: torch.dtype,
         assert torch.equal(answer, answers[0])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.usefixtures("each_isa")
 def test_a_nan_fails_its_own_sequence_alone(dtype: torch.dtype) -> None:
     sequences = Sequences(Shape(dtype=dtype), [40, 40])
@@ -209,7 +213,7 @@ def test_the_reference_serves_what_the_kernel_does_not_know() -> None:
                 CpuPagedAttention(cache, step)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("with_norm", [False, True])
 @pytest.mark.parametrize("tokens", [1, 5, 40])
 @pytest.mark.parametrize(
@@ -232,3 +236,22 @@ def test_heads_are_normed_and_rotated(
     torch.testing.assert_close(turned.double(), expected, atol=tolerance, rtol=tolerance)
     values = (num_heads + num_kv_heads) * head_dim
     assert torch.equal(turned[:, values:], qkv[:, values:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_attention_is_an_operator_of_torch(dtype: torch.dtype) -> None:
+    shape = Shape(dtype=dtype)
+    sequences = Sequences(shape, [20, 5])
+    step = StepMetadata.of([20, 5], [20, 5], sequences._tables, block_size=16)
+    cache, qkv = sequences.cache, torch.cat(sequences.qkv)
+    place = (step.slots, step.query_starts, step.context_lengths, step.block_tables)
+    arguments = (*sequences.split(qkv), cache.keys[0], cache.values[0], *place, None)
+    torch.library.opcheck(registration.paged_attention, arguments, test_utils=OPERATOR_CHECKS)
+    assert_close(registration.paged_attention(*arguments)[:20], sequences.expected(0))
+
+
+def test_norm_and_rotation_are_an_operator_of_torch() -> None:
+    weight, angles = torch.ones(8), torch.randn(3, 1, 4)
+    for weights in ((weight, weight), (None, None)):
+        arguments = (torch.randn(3, 6 * 8), angles.cos(), angles.sin(), *weights, 1e-6, 2, 2)
+        torch.library.opcheck(registration.norm_rotate, arguments, test_utils=OPERATOR_CHECKS)
