@@ -23,12 +23,19 @@ class CommunicatorTimeout(CommunicatorError):
 
 
 def connect(
-    rendezvous: str, rank: int, world_size: int, *, device: torch.device | str = "cpu", timeout: float = 30.0
+    rendezvous: str,
+    rank: int,
+    world_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    timeout: float = 30.0,
+    spins: bool = False,
 ) -> Communicator:
     """Meet the other ranks at the path of a `Rendezvous`; returns when all are there. Once per process.
 
     `timeout` seconds limit the meeting and each collective on CPUs afterwards; NCCL's collectives return before they
-    end, so that the parent's step deadline is their limit. Raises CommunicatorTimeout when a rank does not come.
+    end, so that the parent's step deadline is their limit. `spins` is for CPU ranks that have cores to themselves.
+    Raises CommunicatorTimeout when a rank does not come.
     """
     device = torch.device(device)
     if world_size == 1:
@@ -37,7 +44,7 @@ def connect(
     if device.type == "cpu" and library() is not None:
         from workers.shared_memory import SharedMemoryCommunicator
 
-        return SharedMemoryCommunicator(rendezvous, rank, world_size, timeout=timeout)
+        return SharedMemoryCommunicator(rendezvous, rank, world_size, timeout=timeout, spins=spins)
     from workers.torch_communicator import TorchCommunicator
 
     return TorchCommunicator(rendezvous, rank, world_size, device=device, timeout=timeout)

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -89,7 +90,9 @@ def _serve(rank: int, parent: Channel[ToRank], peers: list[Connection]) -> None:
     config = ModelConfig.from_pretrained(folder)
     device = _device(options, rank)
     timeout = max(_LEAST_TIMEOUT, 2 * options.step_seconds)
-    communicator = connect(start.rendezvous, rank, options.tp, device=device, timeout=timeout)
+    communicator = connect(
+        start.rendezvous, rank, options.tp, device=device, timeout=timeout, spins=start.has_own_cores
+    )
     if rank == 0:
         _lead(options, config, device, communicator, parent, [Channel(peer, FromFollower) for peer in peers])
     else:
@@ -105,8 +108,10 @@ def _lead(
     parent: Channel[ToRank],
     followers: list[Channel[FromFollower]],
 ) -> None:
-    tokenizer = Tokenizer.load(Path(options.model_path))
-    shard = _Shard(options, config, device, communicator)
+    with ThreadPoolExecutor(1) as beside:  # a vocabulary takes as long to read as a small model's weights
+        loading = beside.submit(Tokenizer.load, Path(options.model_path))
+        shard = _Shard(options, config, device, communicator)
+        tokenizer = loading.result()
     num_blocks = min([shard.num_blocks_possible, *(follower.receive().num_blocks for follower in followers)])
     for follower in followers:
         follower.send(Allocate(num_blocks=num_blocks))

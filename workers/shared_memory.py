@@ -18,8 +18,7 @@ from workers.communicator import CommunicatorError, CommunicatorTimeout
 
 #: What fits into one exchange, in bytes; larger tensors take several. Two such slots per rank stay in its core's cache.
 SLOT_BYTES = 256 * 1024
-#: How long a rank that waits spins before it gives way to other processes, in microseconds. Ranks in step wait a few,
-#: and what another process gets of the core is hardly less.
+#: How long a rank that waits spins before it gives way to other processes, in microseconds. Ranks in step wait a few.
 SPIN_MICROSECONDS = 50
 #: Numbers of `enum Type` in kernels.hpp, of those that are summed there.
 _SUMMED = {torch.float32: 0, torch.bfloat16: 1}
@@ -36,9 +35,19 @@ class SharedMemoryCommunicator:
     """
 
     def __init__(
-        self, rendezvous: str, rank: int, world_size: int, *, timeout: float, slot_bytes: int = SLOT_BYTES
+        self,
+        rendezvous: str,
+        rank: int,
+        world_size: int,
+        *,
+        timeout: float,
+        spins: bool = False,
+        slot_bytes: int = SLOT_BYTES,
     ) -> None:
-        """Raises CommunicatorTimeout when a rank does not come, and CommunicatorError where memory is missing."""
+        """`spins` is for ranks that have cores to themselves: they wait busily, at first.
+
+        Raises CommunicatorTimeout when a rank does not come, and CommunicatorError where memory is missing.
+        """
         self.rank = rank
         self.world_size = world_size
         self._timeout = timeout
@@ -51,7 +60,7 @@ class SharedMemoryCommunicator:
             raise CommunicatorError(f"rank {rank} of {world_size} can't lock {rendezvous}: {error}") from error
         self._memory = mmap.mmap(self._file, num_bytes)
         self._start = ctypes.c_char.from_buffer(self._memory)
-        spin = SPIN_MICROSECONDS if world_size <= len(os.sched_getaffinity(0)) else 0
+        spin = SPIN_MICROSECONDS if spins else 0
         self._handle = functions.rz_ranks_open(
             ctypes.addressof(self._start), self._file, rank, world_size, slot_bytes, spin, int(timeout * 1e6)
         )

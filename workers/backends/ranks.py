@@ -18,6 +18,7 @@ import psutil
 import structlog
 
 from pipeline.settings import PREFIX
+from workers.backends.cores import Cores, usable_cores
 from workers.backends.protocol import EngineStartError
 from workers.engine.messages import Channel, ChannelClosed, Failed, FromRank, Message, Ready, Shutdown, Start, encode
 from workers.engine.options import EngineOptions
@@ -65,7 +66,7 @@ class Ranks:
         self._sender.start()
 
     def _spawn_all(self, lifeline: int) -> None:
-        num_threads = _num_threads(self._options.tp)
+        cores = Cores.divide(self._options.tp, usable_cores(), os.environ)
         pairs = [Pipe() for _ in range(1, self._options.tp)]  # (rank 0's end, the follower's end)
         theirs: list[Connection] = [end for pair in pairs for end in pair]
         try:
@@ -74,12 +75,17 @@ class Ranks:
                 theirs.append(parent)
                 self._channels.append(Channel(mine, FromRank))
                 peers = [end for end, _ in pairs] if rank == 0 else [pairs[rank - 1][1]]
-                self._processes.append(_spawn(rank, parent, lifeline, peers, num_threads))
+                self._processes.append(_spawn(rank, parent, lifeline, peers, cores))
         finally:
             # A pipe ends when all its writers are gone: none of theirs may stay open here.
             for end in theirs:
                 end.close()
-        start = Start(options=self._options, rendezvous=self._rendezvous.path, num_threads=num_threads)
+        start = Start(
+            options=self._options,
+            rendezvous=self._rendezvous.path,
+            num_threads=cores.num_threads,
+            has_own_cores=cores.are_enough,
+        )
         for channel in self._channels:
             with contextlib.suppress(ChannelClosed):  # its end is noticed by `receive`
                 channel.send(start)
@@ -229,7 +235,7 @@ class Ranks:
 
 
 def _spawn(
-    rank: int, parent: Connection, lifeline: int, peers: Sequence[Connection], num_threads: int
+    rank: int, parent: Connection, lifeline: int, peers: Sequence[Connection], cores: Cores
 ) -> subprocess.Popen[bytes]:
     descriptors = [parent.fileno(), *(peer.fileno() for peer in peers)]
     # -P: a folder named `workers` where the command was given is not ours.
@@ -242,29 +248,14 @@ def _spawn(
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=2,  # a command's output may be JSON: what a library prints belongs to the log
-        env=_environment(num_threads),
+        env=_environment(rank, cores),
     )
 
 
-def _environment(num_threads: int) -> dict[str, str]:
+def _environment(rank: int, cores: Cores) -> dict[str, str]:
     """Ours without the settings: a rank needs no database, and no password to it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    # Threads that wait for each other spin unless told otherwise; where other processes need the cores too, that was
-    # seen to make a step ten times as long.
-    ours = {"OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    return {**ours, **kept}
-
-
-def _num_threads(num_ranks: int) -> int:
-    """Threads that each rank computes with: its part of the cores, unless the environment says otherwise."""
-    if (told := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(told) > 0:
-        return int(told)
-    return max(1, _num_cores() // num_ranks)
-
-
-def _num_cores() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {**cores.environment(rank, kept), "TOKENIZERS_PARALLELISM": "false", **kept}
 
 
 def _is_stopped(pid: int) -> bool:

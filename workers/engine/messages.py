@@ -26,6 +26,8 @@ class Start(Message, frozen=True, kw_only=True):
     rendezvous: str
     #: Threads that the rank may compute with.
     num_threads: int
+    #: Whether every thread of all ranks can have a core: then ranks do best to spin while they wait for each other.
+    has_own_cores: bool
 
 
 class Submit(Message, frozen=True, kw_only=True):
