@@ -5,7 +5,6 @@
 // the keys of a decoding sequence are cut into segments of fixed length, whatever else is in the step and however many
 // threads there are. So an answer does not depend on its neighbours, to the bit.
 #include <algorithm>
-#include <cstdlib>
 #include <vector>
 
 #if defined(_OPENMP)
@@ -14,13 +13,13 @@
 
 #include "attention_amx.hpp"
 #include "attention_cache.hpp"
+#include "attention_scratch.hpp"
 #include "attention_tiles.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
 
 namespace RZ_ISA {
 
-constexpr int64_t TASK_ROWS = 64;
 constexpr int64_t SEGMENT = 512;  // keys of a decoding sequence in one task
 
 struct Task {
@@ -28,61 +27,6 @@ struct Task {
   int64_t first, last;              // keys
   int64_t part, num_parts;          // which of the row's segments, and how many there are
   int64_t partial;                  // where the first of them lies among the partial results
-};
-
-// Tile registers are set up once for all tasks of a thread.
-struct TileRegisters {
-#if defined(__AMX_BF16__)
-  const bool used;
-  explicit TileRegisters(bool used) : used(used) {
-    if (used) configure_tiles();
-  }
-  ~TileRegisters() {
-    if (used) release_tiles();
-  }
-#else
-  explicit TileRegisters(bool) {}
-#endif
-};
-
-// Memory that grows and is kept.
-struct Aligned {
-  void* memory = nullptr;
-  size_t size = 0;
-  ~Aligned() { std::free(memory); }
-  // Of at least so many bytes; what was in it may be lost.
-  void* of(size_t bytes) {
-    if (bytes > size) {
-      std::free(memory);
-      size = round_up(bytes, 4096);
-      if (!(memory = std::aligned_alloc(64, size))) std::abort();
-    }
-    return memory;
-  }
-};
-
-// What one task works in.
-template <class T>
-struct Scratch {
-  typedef typename Product<T>::Row Row;
-  Row* queries;   // [TASK_ROWS][padded]
-  float* out;     // [TASK_ROWS][padded]
-  float* scores;  // [SUBTILE][TILE]
-  Row* weights;   // [SUBTILE][TILE]
-  T* tile;        // [2][TILE][padded]
-  int64_t padded;
-  float greatest[TASK_ROWS], total[TASK_ROWS];
-
-  explicit Scratch(int64_t head_dim) : padded(round_up(head_dim, 32)) {
-    static thread_local Aligned memory;
-    const size_t rows = TASK_ROWS * padded, squares = SUBTILE * TILE, keys = 2 * TILE * padded;
-    char* at = (char*)memory.of((rows + squares) * (sizeof(Row) + 4) + keys * sizeof(T));
-    out = (float*)at, at += rows * 4;
-    scores = (float*)at, at += squares * 4;
-    queries = (Row*)at, at += rows * sizeof(Row);
-    weights = (Row*)at, at += squares * sizeof(Row);
-    tile = (T*)at;
-  }
 };
 
 template <class T>
@@ -93,7 +37,7 @@ struct Attention {
   T *keys, *values;
   const T* query;
   int64_t query_stride;  // from token to token
-  int64_t window;  // positions that a position sees; 0 is all
+  int64_t window;        // positions that a position sees; 0 is all
   T* out;
   float* partials;
 

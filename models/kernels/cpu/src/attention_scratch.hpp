@@ -1,0 +1,67 @@
+// What a thread works in while it attends: memory and registers that are set up once for many tasks.
+#pragma once
+
+#include <cstdlib>
+
+#include "attention_amx.hpp"
+
+namespace RZ_ISA {
+
+constexpr int64_t TASK_ROWS = 64;  // of queries of one sequence and one KV head
+
+// Tile registers are set up once for all tasks of a thread.
+struct TileRegisters {
+#if defined(__AMX_BF16__)
+  const bool used;
+  explicit TileRegisters(bool used) : used(used) {
+    if (used) configure_tiles();
+  }
+  ~TileRegisters() {
+    if (used) release_tiles();
+  }
+#else
+  explicit TileRegisters(bool) {}
+#endif
+};
+
+// Memory that grows and is kept.
+struct Aligned {
+  void* memory = nullptr;
+  size_t size = 0;
+  ~Aligned() { std::free(memory); }
+  // Of at least so many bytes; what was in it may be lost.
+  void* of(size_t bytes) {
+    if (bytes > size) {
+      std::free(memory);
+      size = round_up(bytes, 4096);
+      if (!(memory = std::aligned_alloc(64, size))) std::abort();
+    }
+    return memory;
+  }
+};
+
+// What one task works in.
+template <class T>
+struct Scratch {
+  typedef typename Product<T>::Row Row;
+  Row* queries;   // [TASK_ROWS][padded]
+  float* out;     // [TASK_ROWS][padded]
+  float* scores;  // [SUBTILE][TILE]
+  Row* weights;   // [SUBTILE][TILE]
+  T* tile;        // [2][TILE][padded]
+  int64_t padded;
+  float greatest[TASK_ROWS], total[TASK_ROWS];
+
+  explicit Scratch(int64_t head_dim) : padded(round_up(head_dim, 32)) {
+    static thread_local Aligned memory;
+    const size_t rows = TASK_ROWS * padded, squares = SUBTILE * TILE, keys = 2 * TILE * padded;
+    char* at = (char*)memory.of((rows + squares) * (sizeof(Row) + 4) + keys * sizeof(T));
+    out = (float*)at, at += rows * 4;
+    scores = (float*)at, at += squares * 4;
+    queries = (Row*)at, at += rows * sizeof(Row);
+    weights = (Row*)at, at += squares * sizeof(Row);
+    tile = (T*)at;
+  }
+};
+
+}  // namespace RZ_ISA
