@@ -85,8 +85,8 @@ class Step:
                 cached.normal_()
         width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
         qkv = torch.randn(load.num_sequences * load.query_length, width).to(dtype)
-        split = (shape.heads, shape.kv_heads, shape.kv_heads)
-        self._heads: Sequence[Tensor] = qkv.view(len(qkv), -1, shape.head_dim).split(split, dim=1)
+        borders = (shape.heads, shape.heads + shape.kv_heads)
+        self._heads: Sequence[Tensor] = torch.tensor_split(qkv.view(len(qkv), -1, shape.head_dim), borders, dim=1)
         self.native = CpuPagedAttention(caches[0], step)
         self.reference = PagedAttention(caches[1], step)
         self._gathered = [
