@@ -19,6 +19,7 @@ from examples.invoices.tokenizer import END, PAD, render_prompt, token_id
 from models.checkpoint import load_decoder
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.kernels.cpu.kernels import cpu_kernels
 
 #: The committed checkpoint.
 FOLDER = Path(__file__).parent / "invoice-reader"
@@ -26,9 +27,12 @@ FOLDER = Path(__file__).parent / "invoice-reader"
 BATCH_SIZE = 125
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer]:
-    """The decoder and the tokenizer of a checkpoint."""
-    decoder = load_decoder(folder, ModelConfig.from_pretrained(folder), dtype=dtype)
+def load(folder: Path, dtype: torch.dtype = torch.float32, *, is_quantised: bool = False) -> tuple[Decoder, Tokenizer]:
+    """The decoder and the tokenizer of a checkpoint. Quantised, it needs the native CPU kernels."""
+    kernels = cpu_kernels(dtype, is_quantised=True) if is_quantised else None
+    if is_quantised and kernels is None:
+        raise SystemExit("int8 needs the native CPU kernels, which were not built; `ryzanstein doctor` says why.")
+    decoder = load_decoder(folder, ModelConfig.from_pretrained(folder), dtype=dtype, kernels=kernels)
     return decoder, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
@@ -80,8 +84,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="sentences to read (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which sentences (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--quantize", choices=("none", "int8"), default="none")
     arguments = parser.parse_args()
-    decoder, tokenizer = load(arguments.folder, getattr(torch, arguments.dtype))
+    dtype = getattr(torch, arguments.dtype)
+    decoder, tokenizer = load(arguments.folder, dtype, is_quantised=arguments.quantize == "int8")
     held_out = list(islice(examples(Side.HELD_OUT, seed=arguments.seed), arguments.count))
     print(f"{measure(decoder, tokenizer, held_out):.2%} of {len(held_out)} unseen sentences read exactly")
 

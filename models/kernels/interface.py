@@ -14,7 +14,7 @@ from models.layers.rotary import rotate
 
 #: [rows, inputs] -> [rows, outputs].
 Projection = Callable[[Tensor], Tensor]
-#: [tokens] int64 -> [tokens, size].
+#: [tokens] int64 -> [tokens, size], of a type that can hold the weight's.
 Lookup = Callable[[Tensor], Tensor]
 
 
@@ -22,7 +22,10 @@ class Kernels(Protocol):
     """Operations of one device. A result may lie in memory that the next call of the same kind takes again."""
 
     def add_norm(self, delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """RMS norm of residual + delta, and that sum; all [rows, size]. The sum may take the place of `residual`."""
+        """RMS norm of residual + delta, in the type of the weight, and that sum, in the type of `residual`.
+
+        All [rows, size]. The sum may take the place of `residual`.
+        """
 
     def norm_rotate(
         self,
@@ -40,16 +43,25 @@ class Kernels(Protocol):
         """
 
     def projection(
-        self, weight: Tensor, bias: Tensor | None, *, is_gated: bool = False, dtype: torch.dtype | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        is_gated: bool = False,
+        is_added: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Projection:
         """What multiplies by a weight [outputs, inputs], which it may have copied into a form of its own.
 
-        Gated, the outputs are the halves gate and up, and silu(gate) * up comes out. `dtype` is that of the results;
-        by default the weight's.
+        Gated, the outputs are the halves gate and up, and silu(gate) * up comes out. What is added to a residual may
+        be as wide as that. `dtype` is that of the results; by default the weight's.
         """
 
     def lookup(self, weight: Tensor, projection: Projection | None) -> Lookup:
-        """What reads rows of a weight [entries, size]; `projection` is one by the same weight, if there is one."""
+        """What reads rows of a weight [entries, size]; `projection` is one by the same weight, if there is one.
+
+        What it gives becomes the residual, which may be wider than the weight.
+        """
 
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
         """The attention of one step."""
@@ -82,7 +94,13 @@ class PlainKernels:
         return rotate(query, *rotation), rotate(key, *rotation), value
 
     def projection(
-        self, weight: Tensor, bias: Tensor | None, *, is_gated: bool = False, dtype: torch.dtype | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        is_gated: bool = False,
+        is_added: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Projection:
         def project(rows: Tensor) -> Tensor:
             outputs = functional.linear(rows, weight, bias)

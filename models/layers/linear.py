@@ -12,7 +12,8 @@ from models.sharding import Communicator
 class Linear(nn.Module):
     """This rank's outputs from whole inputs; weight [outputs, inputs], as in a checkpoint.
 
-    Gated, the outputs are the halves gate and up, and silu(gate) * up comes out.
+    Gated, the outputs are the halves gate and up, and silu(gate) * up comes out. What is added to a residual may come
+    out in its type.
     """
 
     def __init__(
@@ -22,6 +23,7 @@ class Linear(nn.Module):
         *,
         bias: bool,
         is_gated: bool = False,
+        is_added: bool = False,
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
@@ -29,13 +31,16 @@ class Linear(nn.Module):
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype, device=device)) if bias else None
         self._is_gated = is_gated
+        self._is_added = is_added
         self._projection: Projection | None = None
 
     def use(self, kernels: Kernels) -> None:
         """Compute with these from now on. The weight is theirs then, in whatever form they keep it. Idempotent."""
         if self.weight is None:
             return
-        self._projection = kernels.projection(self.weight.data, self._own_bias(), is_gated=self._is_gated)
+        self._projection = kernels.projection(
+            self.weight.data, self._own_bias(), is_gated=self._is_gated, is_added=self._is_added
+        )
         self.weight = None
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -62,7 +67,7 @@ class RowLinear(Linear):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        super().__init__(inputs, outputs, bias=bias, dtype=dtype, device=device)
+        super().__init__(inputs, outputs, bias=bias, is_added=True, dtype=dtype, device=device)
         self._communicator = communicator
 
     def forward(self, hidden: Tensor) -> Tensor:

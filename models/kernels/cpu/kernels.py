@@ -23,7 +23,11 @@ def cpu_kernels(dtype: torch.dtype, *, is_quantised: bool = False) -> Kernels | 
 
 
 class CpuKernels:
-    """For inference alone. Results lie in buffers that later calls take again, and residuals are updated in place."""
+    """For inference alone. Results lie in buffers that later calls take again, and residuals are updated in place.
+
+    Residuals and what is added to them are float32 whatever the type of the weights: the sum over the layers is not
+    rounded by each of them.
+    """
 
     def __init__(self, native: CDLL, *, is_quantised: bool) -> None:
         self._native = native
@@ -33,8 +37,9 @@ class CpuKernels:
 
     def add_norm(self, delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         rows, size = residual.shape
-        out = self._workspace.take("normed", rows, size, residual.dtype)
+        out = self._workspace.take("normed", rows, size, weight.dtype)
         self._native.rz_add_rms_norm(
+            TYPES[weight.dtype],
             TYPES[residual.dtype],
             None if delta is None else delta.data_ptr(),
             residual.data_ptr(),
@@ -60,7 +65,13 @@ class CpuKernels:
         return heads[:, :queries], heads[:, queries : queries + keys], heads[:, queries + keys :]
 
     def projection(
-        self, weight: Tensor, bias: Tensor | None, *, is_gated: bool = False, dtype: torch.dtype | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        is_gated: bool = False,
+        is_added: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Projection:
         if weight.dtype is not torch.bfloat16 and not self._is_quantised:
             return PLAIN.projection(weight, bias, is_gated=is_gated, dtype=dtype)
@@ -70,7 +81,7 @@ class CpuKernels:
             bias,
             is_quantised=self._is_quantised,
             is_gated=is_gated,
-            dtype=dtype or weight.dtype,
+            dtype=dtype or (torch.float32 if is_added else weight.dtype),
             arena=self._arena,
             workspace=self._workspace,
         )
@@ -78,7 +89,8 @@ class CpuKernels:
     def lookup(self, weight: Tensor, projection: Projection | None) -> Lookup:
         if isinstance(projection, PackedLinear) and projection.can_look_up:
             return projection.rows
-        return PLAIN.lookup(weight, projection)
+        look_up = PLAIN.lookup(weight, projection)
+        return lambda token_ids: look_up(token_ids).float()
 
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
         return paged_attention(cache, step)

@@ -18,7 +18,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 #: Another build of the library may be named, such as one with sanitizers.
 _PATH = Path(os.environ.get("RYZANSTEIN_CPU_KERNELS") or Path(__file__).parent / "_kernels.so")
 _SIGNATURES: dict[str, tuple[type, ...]] = {
-    "rz_add_rms_norm": (c_int32, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64),
+    "rz_add_rms_norm": (c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64),
     "rz_silu_mul": (c_int32, c_void_p, c_void_p, c_int64, c_int64),
     "rz_pack_linear": (c_int32, c_void_p, c_int64, c_int64, c_int32, c_void_p),
     "rz_linear": (

@@ -91,8 +91,8 @@ class PackedLinear:
         return out
 
     def rows(self, indices: Tensor) -> Tensor:
-        """[tokens] int64 -> those rows of the weight [tokens, inputs] bfloat16."""
-        out = self._workspace.take("rows", len(indices), self._inputs, self._type)
+        """[tokens] int64 -> those rows of the weight [tokens, inputs] float32."""
+        out = self._workspace.take("rows", len(indices), self._inputs, torch.float32)
         self._native.rz_packed_rows(
             indices.data_ptr(), self._packed.data_ptr(), out.data_ptr(), len(indices), self._inputs
         )

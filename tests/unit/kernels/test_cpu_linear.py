@@ -116,7 +116,7 @@ def test_rows_of_a_strided_input_are_multiplied(chosen_isa: str) -> None:
 def test_rows_of_a_packed_weight_are_those_that_were_packed(chosen_isa: str) -> None:
     weight = random(75, 50, seed=15)
     rows = torch.tensor([0, 74, 16, 15, 15])
-    assert torch.equal(packed(weight).rows(rows), weight[rows])
+    assert torch.equal(packed(weight).rows(rows), weight[rows].float())
 
 
 @pytest.mark.parametrize("is_quantised", [False, True])
@@ -164,3 +164,15 @@ def test_a_norm_is_that_of_the_sum_as_it_is_rounded(
     normed, sum_ = kernels.add_norm(delta if has_delta else None, residual, weight[0], 1e-5)
     assert torch.equal(sum_, total)
     torch.testing.assert_close(normed, expected.to(dtype))
+
+
+def test_a_wide_residual_is_not_rounded(chosen_isa: str) -> None:
+    native = library()
+    assert native is not None
+    delta, residual = (random(9, 70, seed=seed, dtype=torch.float32) for seed in (22, 23))
+    weight = random(70, seed=24)
+    total = residual + delta
+    expected = total * torch.rsqrt(total.square().mean(-1, keepdim=True) + 1e-5) * weight.float()
+    normed, sum_ = CpuKernels(native, is_quantised=False).add_norm(delta, residual, weight, 1e-5)
+    assert torch.equal(sum_, total)
+    torch.testing.assert_close(normed, expected.to(torch.bfloat16))

@@ -7,13 +7,13 @@ namespace RZ_ISA {
 // Less work than this is not worth waking another thread, in elements.
 constexpr int64_t PARALLEL = 16384;
 
-template <class T>
-static void add_rms_norm_rows(const T* delta, T* residual, const T* weight, float eps, T* out, int64_t rows,
+template <class D, class R, class T>
+static void add_rms_norm_rows(const D* delta, R* residual, const T* weight, float eps, T* out, int64_t rows,
                               int64_t cols) {
 #pragma omp parallel for schedule(static) if (rows * cols > PARALLEL)
   for (int64_t row = 0; row < rows; row++) {
-    T* r = residual + row * cols;
-    const T* d = delta ? delta + row * cols : nullptr;
+    R* r = residual + row * cols;
+    const D* d = delta ? delta + row * cols : nullptr;
     T* o = out + row * cols;
     vf squares{};
     float rest = 0;
@@ -33,10 +33,12 @@ static void add_rms_norm_rows(const T* delta, T* residual, const T* weight, floa
   }
 }
 
-void add_rms_norm(int32_t type, const void* delta, void* residual, const void* weight, float eps, void* out,
-                  int64_t rows, int64_t cols) {
+void add_rms_norm(int32_t type, int32_t sum_type, const void* delta, void* residual, const void* weight, float eps,
+                  void* out, int64_t rows, int64_t cols) {
   if (type == F32)
     add_rms_norm_rows((const float*)delta, (float*)residual, (const float*)weight, eps, (float*)out, rows, cols);
+  else if (sum_type == F32)
+    add_rms_norm_rows((const float*)delta, (float*)residual, (const bf16*)weight, eps, (bf16*)out, rows, cols);
   else
     add_rms_norm_rows((const bf16*)delta, (bf16*)residual, (const bf16*)weight, eps, (bf16*)out, rows, cols);
 }

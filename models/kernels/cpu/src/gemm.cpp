@@ -452,14 +452,14 @@ void linear(int32_t type, int32_t x_type, const void* x, int64_t x_stride, const
   multiply_all<Bf16>(from, x_stride, (const bf16*)packed, rows, outputs, inputs, f);
 }
 
-// Rows of a packed weight, as they were: the embedding of a model whose head is the same matrix.
-void packed_rows(const int64_t* rows, const void* packed, void* out, int64_t count, int64_t inputs) {
+// Rows of a packed weight, in float: the embedding of a model whose head is the same matrix.
+void packed_rows(const int64_t* rows, const void* packed, float* out, int64_t count, int64_t inputs) {
   const int64_t padded = round_up(inputs, line<Bf16>());
 #pragma omp parallel for schedule(static) if (count * inputs > 16384)
   for (int64_t i = 0; i < count; i++) {
     const bf16* from = (const bf16*)packed + rows[i] / PANEL * padded * PANEL + rows[i] % PANEL * Bf16::GROUP;
-    bf16* to = (bf16*)out + i * inputs;
-    for (int64_t input = 0; input < inputs; input++) to[input] = from[input / 2 * PANEL * 2 + input % 2];
+    for (int64_t input = 0; input < inputs; input++)
+      out[i * inputs + input] = load1(from + input / 2 * PANEL * 2 + input % 2);
   }
 }
 

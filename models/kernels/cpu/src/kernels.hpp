@@ -23,9 +23,10 @@ constexpr int64_t MAX_HEAD_DIM = 256;
   K(sum_parts, (int32_t type, const void* const* parts, int64_t num_parts, void* out, int64_t count),              \
     (type, parts, num_parts, out, count))                                                                          \
   /* residual += delta (unless delta is null), out = RMS norm of residual; all [rows, cols], contiguous. */       \
-  K(add_rms_norm, (int32_t type, const void* delta, void* residual, const void* weight, float eps, void* out,     \
-                   int64_t rows, int64_t cols),                                                                    \
-    (type, delta, residual, weight, eps, out, rows, cols))                                                         \
+  /* Delta and residual may be F32 where the others are BF16: the sum of many layers is not rounded by each. */   \
+  K(add_rms_norm, (int32_t type, int32_t sum_type, const void* delta, void* residual, const void* weight,         \
+                   float eps, void* out, int64_t rows, int64_t cols),                                              \
+    (type, sum_type, delta, residual, weight, eps, out, rows, cols))                                               \
   /* out = silu(gate) * up; gate_up [rows, 2 * cols], gate before up, out [rows, cols], contiguous. */            \
   K(silu_mul, (int32_t type, const void* gate_up, void* out, int64_t rows, int64_t cols),                         \
     (type, gate_up, out, rows, cols))                                                                              \
@@ -42,7 +43,7 @@ constexpr int64_t MAX_HEAD_DIM = 256;
     (type, x_type, x, x_stride, packed, scales, bias, silu, out_type, out, out_stride, rows, outputs, inputs,      \
      scratch))                                                                                                     \
   /* Rows [count] of a BF16 weight that was packed without interleaving -> out [count, inputs]. */                \
-  K(packed_rows, (const int64_t* rows, const void* packed, void* out, int64_t count, int64_t inputs),             \
+  K(packed_rows, (const int64_t* rows, const void* packed, float* out, int64_t count, int64_t inputs),             \
     (rows, packed, out, count, inputs))                                                                            \
   /* In place on query and key of qkv [tokens, heads + 2 * kv_heads, head_dim], contiguous: RMS norm of each head */ \
   /* (unless a weight is null), then the rotation by cosine and sine [tokens, head_dim / 2]. */                    \
