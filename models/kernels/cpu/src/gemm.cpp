@@ -134,6 +134,16 @@ static void finish(const Finish& f, const A* products, int64_t row, int64_t rows
     finish_rows<bf16>(f, products, row, rows, column);
 }
 
+// A line that is written to is read first: let that happen while its products are computed.
+static void fetch_for_writing(const Finish& f, int64_t row, int64_t rows, int64_t column) {
+  const int64_t first = f.silu_mul ? column / 2 : column, size = f.out_type == F32 ? 4 : 2;
+  const char* out = (const char*)f.out + (row * f.out_stride + first) * size;
+  for (int64_t r = 0; r < rows; r++, out += f.out_stride * size) {
+    __builtin_prefetch(out, 1, 3);
+    if (f.out_type == F32) __builtin_prefetch(out + 64, 1, 3);
+  }
+}
+
 // --- the products of up to BLOCK rows with one pair of panels
 
 // Memory that will be wanted next: so many lines of 64 bytes are fetched with each line of inputs.
@@ -360,10 +370,12 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
       for (int64_t pair = first; pair < last; pair++) {
         const typename Kind::Element* panels = packed + pair * padded * PAIR;
         // While these panels are multiplied, the next pair comes from memory, a part with every block of rows.
-        const int lines = int((32 + blocks - 1) / blocks);
+        // More lines at a time would crowd out the loads of the panels at hand.
+        const int lines = int(std::min<int64_t>(8, (32 + blocks - 1) / blocks));
         const char* next = (const char*)(panels + padded * PAIR);
         for (int64_t row = top, count; row < bottom; row += count) {
           count = next_block(bottom - row);
+          fetch_for_writing(f, row, count, pair * PAIR);
           multiply_rows(x + row * stride, stride, count, panels, padded, Fetch{next, lines}, products);
           next += lines * 64 * (padded / line<Kind>());
           finish(f, products, row, count, pair * PAIR);
@@ -398,14 +410,10 @@ static void quantise(const T* x, int64_t stride, int64_t rows, int64_t inputs, i
     for (float lane : lanes) rest = std::max(rest, lane);
     const float scale = rest / 127.0f + sum(zeros) + zero, inverse = rest > 0 ? 127.0f / rest : 0.0f;
     // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
+    typedef int8_t vb __attribute__((vector_size(W)));
     for (i = 0; i + W <= inputs; i += W) {
-      float rounded[W];
-      store(rounded, load(from + i) * inverse + 12582912.0f);
-      for (int lane = 0; lane < W; lane++) {
-        int32_t bits;
-        std::memcpy(&bits, rounded + lane, 4);
-        to[i + lane] = int8_t(bits);
-      }
+      const vb bytes = __builtin_convertvector((vu)(load(from + i) * inverse + 12582912.0f), vb);
+      std::memcpy(to + i, &bytes, sizeof bytes);
     }
     for (; i < inputs; i++) {
       const float rounded = load1(from + i) * inverse + 12582912.0f;
