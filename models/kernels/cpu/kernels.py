@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.kernels.cpu.attention import paged_attention
+from models.kernels.cpu.elementwise import add_rms_norm, silu_mul
 from models.kernels.cpu.library import TYPES, library
 from models.kernels.cpu.linear import PackedLinear
 from models.kernels.cpu.memory import Arena, Workspace
@@ -38,17 +39,7 @@ class CpuKernels:
     def add_norm(self, delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         rows, size = residual.shape
         out = self._workspace.take("normed", rows, size, weight.dtype)
-        self._native.rz_add_rms_norm(
-            TYPES[weight.dtype],
-            TYPES[residual.dtype],
-            None if delta is None else delta.data_ptr(),
-            residual.data_ptr(),
-            weight.data_ptr(),
-            eps,
-            out.data_ptr(),
-            rows,
-            size,
-        )
+        add_rms_norm(self._native, delta, residual, weight, eps, out)
         return out, residual
 
     def norm_rotate(
@@ -74,7 +65,7 @@ class CpuKernels:
         dtype: torch.dtype | None = None,
     ) -> Projection:
         if weight.dtype is not torch.bfloat16 and not self._is_quantised:
-            return PLAIN.projection(weight, bias, is_gated=is_gated, dtype=dtype)
+            return self._float_projection(weight, bias, is_gated=is_gated, dtype=dtype)
         return PackedLinear(
             self._native,
             weight,
@@ -85,6 +76,22 @@ class CpuKernels:
             arena=self._arena,
             workspace=self._workspace,
         )
+
+    def _float_projection(
+        self, weight: Tensor, bias: Tensor | None, *, is_gated: bool, dtype: torch.dtype | None
+    ) -> Projection:
+        """By torch, which multiplies float32 as fast as can be."""
+        project = PLAIN.projection(weight, bias, dtype=dtype)
+        if not is_gated:
+            return project
+
+        def project_gated(rows: Tensor) -> Tensor:
+            gate_up = project(rows)
+            out = self._workspace.take("gated", len(rows), gate_up.shape[1] // 2, gate_up.dtype)
+            silu_mul(self._native, gate_up, out)
+            return out
+
+        return project_gated
 
     def lookup(self, weight: Tensor, projection: Projection | None) -> Lookup:
         if isinstance(projection, PackedLinear) and projection.can_look_up:

@@ -1,4 +1,4 @@
-"""The attention kernels as operators of torch, for programs that trace or compile a model.
+"""The kernels as operators of torch, for programs that trace or compile a model.
 
 The engine calls the functions themselves: a dispatch through torch takes several microseconds more.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.kernels.cpu import attention, rotary
+from models.kernels.cpu import attention, elementwise, rotary
+from models.kernels.cpu.library import library
 from models.layers.attention import KVCache, StepMetadata
 
 
@@ -46,6 +47,40 @@ def paged_attention(
         slots=slots, query_starts=query_starts, context_lengths=context_lengths, block_tables=block_tables
     )
     return attention.paged_attention(cache, step)(0, query, key, value, window)
+
+
+@torch.library.custom_op("ryzanstein::add_rms_norm", mutates_args=("residual",))
+def add_rms_norm(delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`elementwise.add_rms_norm`; returns the norm."""
+    native = library()
+    if native is None:
+        normed, total = elementwise.add_rms_norm_reference(delta, residual, weight, eps)
+        residual.copy_(total)
+        return normed
+    out = torch.empty(residual.shape, dtype=weight.dtype)
+    elementwise.add_rms_norm(native, delta, residual, weight, eps, out)
+    return out
+
+
+@torch.library.custom_op("ryzanstein::silu_mul", mutates_args=())
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """`elementwise.silu_mul`; returns what it writes."""
+    native = library()
+    if native is None:
+        return elementwise.silu_mul_reference(gate_up)
+    out = torch.empty(len(gate_up), gate_up.shape[1] // 2, dtype=gate_up.dtype)
+    elementwise.silu_mul(native, gate_up, out)
+    return out
+
+
+@add_rms_norm.register_fake
+def _(delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return torch.empty(residual.shape, dtype=weight.dtype, device=residual.device)
+
+
+@silu_mul.register_fake
+def _(gate_up: Tensor) -> Tensor:
+    return gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
 
 
 @norm_rotate.register_fake
