@@ -16,7 +16,10 @@ COPY migrations migrations
 COPY models models
 COPY workers workers
 COPY pipeline pipeline
-RUN pip install --no-cache-dir --constraint constraints.txt ".[s3]"
+# The compiler is for the CPU kernels, and stays no longer than it takes to build them.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ \
+    && pip install --no-cache-dir --constraint constraints.txt ".[s3]" \
+    && apt-get purge --yes --auto-remove g++ && rm -rf /var/lib/apt/lists/*
 
 USER ryzanstein
 WORKDIR /home/ryzanstein
