@@ -21,6 +21,9 @@ from pipeline.tables.session import get_engine
 for name in [name for name in os.environ if name.startswith(PREFIX)]:
     del os.environ[name]
 
+# Read when Triton is imported, which any library may do first.
+os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(scope="session")
 def servers_folder() -> Iterator[Path]:

@@ -25,6 +25,7 @@ from models.checkpoint import load_decoder, resolve_dtype
 from models.config import ModelConfig
 from models.errors import ModelError, UnsupportedModel
 from models.kernels.cpu.kernels import cpu_kernels
+from models.kernels.gpu.choice import gpu_kernels
 from models.kernels.interface import PLAIN, Kernels
 from models.layers.attention import KVCache
 from pipeline.tokenization import Tokenizer, TokenizerError
@@ -192,9 +193,11 @@ class _Shard:
 
 def _kernels(options: EngineOptions, dtype: torch.dtype) -> Kernels:
     """Raises UnsupportedModel where quantised weights are asked for and can't be computed with."""
-    kernels = None
+    kernels: Kernels | None = None
     if options.kernels == "auto" and options.device == "cpu":
         kernels = cpu_kernels(dtype, is_quantised=options.quantize == "int8")
+    elif options.kernels == "auto":
+        kernels = gpu_kernels(dtype)
     if kernels is None and options.quantize != "none":
         raise UnsupportedModel(
             f"quantize is {options.quantize!r}, which needs the native CPU kernels and a dtype of float32 or bfloat16, "
