@@ -252,7 +252,8 @@ class HeldSlices:
             return False
         return num_slices < _SLICES_AHEAD or (
             self._num_reserved < _SLICES_AHEAD
-            and self._num_held_sequences < self._max_sequences
+            # What was reserved brings one at least.
+            and self._num_held_sequences + self._num_reserved < self._max_sequences
             and (self._max_tokens is None or self._num_held_tokens < self._max_tokens)
         )
 
