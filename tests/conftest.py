@@ -21,8 +21,8 @@ from pipeline.tables.session import get_engine
 for name in [name for name in os.environ if name.startswith(PREFIX)]:
     del os.environ[name]
 
-# Read when Triton is imported, which any library may do first.
-os.environ["TRITON_INTERPRET"] = "1"
+# Read when Triton is imported, which any library may do first. With TRITON_INTERPRET=0 its kernels' tests run on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
