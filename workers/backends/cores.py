@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-#: How often a thread that waits looks again before it sleeps; some 0.1 ms. A step of W1 with 32 rows, on two idle cores:
+#: How often a thread that waits looks again before it sleeps; some 0.1 ms. A step of W1 with 32 rows on two idle cores:
 #: 29.0 ms if threads sleep at once, 27.2 with 1,000, 22.3 with 2,000, 20.0 with 5,000, 19.8 with 10,000, 19.9 without
 #: a bound. Not more than it takes: where other processes need the cores too, what is spun away is theirs, and without a
 #: bound steps were seen to take ten times as long. Binding a single rank's threads, tcmalloc, glibc's thresholds and
