@@ -99,9 +99,10 @@ def _run_rank(kind: str, path: str, rank: int, answers: Connection) -> None:
     communicator.barrier()
     if rank == 0:
         answers.send(measured)
+    communicator.close()
 
 
-def _connect(kind: str, path: str, rank: int, spins: bool) -> Communicator:
+def _connect(kind: str, path: str, rank: int, spins: bool) -> SharedMemoryCommunicator | TorchCommunicator:
     if kind == "gloo":
         return TorchCommunicator(path, rank, WORLD_SIZE, device=torch.device("cpu"), timeout=60.0)
     return SharedMemoryCommunicator(path, rank, WORLD_SIZE, timeout=60.0, spins=spins)

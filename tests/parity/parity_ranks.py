@@ -17,6 +17,7 @@ from models.kernels.interface import PLAIN
 from models.layers.attention import CausalAttention, KVCache, StepMetadata
 from models.sharding import Communicator
 from workers.communicator import connect
+from workers.torch_communicator import TorchCommunicator
 
 
 def run_rank(
@@ -34,6 +35,8 @@ def run_rank(
             },
             output,
         )
+    if isinstance(communicator, TorchCommunicator):
+        communicator.close()  # Gloo's threads must not outlive it
 
 
 @torch.inference_mode()
