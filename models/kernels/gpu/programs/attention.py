@@ -112,7 +112,8 @@ def _segment_size(length, WINDOW: tl.constexpr, TILE: tl.constexpr, SEGMENTS: tl
     return begin, tl.maximum(size, LEAST)
 
 
-@triton.jit
+# What changes from step to step is not compiled in: that would be done again in the middle of serving.
+@triton.jit(do_not_specialize=["table_stride"])
 def decode(
     query,
     keys,
@@ -221,7 +222,7 @@ def merge(
     tl.store(out + (token * HEADS + head) * HEAD_DIM + dims, attended.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["num_sequences"])
+@triton.jit(do_not_specialize=["num_sequences", "table_stride"])
 def prefill(
     query,
     keys,
