@@ -33,6 +33,7 @@ from workers.communicator import Communicator, CommunicatorError, connect
 from workers.engine.block_manager import BlockManager
 from workers.engine.cache_size import CacheSizeError, num_blocks_possible
 from workers.engine.engine import EngineCore
+from workers.engine.graph_runner import CudaRecorder, GraphRunner, can_record
 from workers.engine.loop import WarmUpError, run_loop, warm_up
 from workers.engine.messages import (
     Allocate,
@@ -116,8 +117,9 @@ def _lead(
     num_blocks = min([shard.num_blocks_possible, *(follower.receive().num_blocks for follower in followers)])
     for follower in followers:
         follower.send(Allocate(num_blocks=num_blocks))
+    runner = shard.runner(num_blocks)
     core = EngineCore(
-        run_model=LeadingRunner(shard.runner(num_blocks), followers).run,
+        run_model=LeadingRunner(runner, followers).run,
         scheduler=Scheduler(
             BlockManager(num_blocks, options.block_size),
             max_num_sequences=options.max_num_sequences,
@@ -126,7 +128,7 @@ def _lead(
         tokenizer=tokenizer,
         eos_token_ids={*config.eos_token_ids, *tokenizer.eos_token_ids},
         prefix_salt=config.prefix_salt,
-        greatest=shard.kernels.greatest,
+        greatest=runner.greatest,
     )
     token_seconds = warm_up(core, config.context_length)
     parent.send(
@@ -173,11 +175,10 @@ class _Shard:
             device=device,
             kernels=_kernels(options, self._dtype),
         )
-        self.kernels = self._decoder.kernels
         self.num_blocks_possible = num_blocks_possible(options, config, self._decoder.sharding, self._dtype, device)
 
     def runner(self, num_blocks: int) -> ModelRunner:
-        """With a KV cache of so many blocks."""
+        """With a KV cache of so many blocks. Raises CacheSizeError where steps can't be recorded beside it."""
         config = self._decoder.config
         cache = KVCache(
             num_layers=config.num_layers,
@@ -188,7 +189,18 @@ class _Shard:
             dtype=self._dtype,
             device=self._device,
         )
-        return ModelRunner(self._decoder, cache, self._device)
+        # With several ranks, NCCL's collectives would be recorded, too: until that was seen to work, it is not done.
+        is_recorded = self._options.tp == 1 and self._decoder.kernels is not PLAIN and can_record(config)
+        if self._device.type == "cpu" or not is_recorded:
+            return ModelRunner(self._decoder, cache, self._device)
+        limit = self._options.max_num_sequences
+        try:
+            return GraphRunner(self._decoder, cache, self._device, max_num_sequences=limit, recorder=CudaRecorder())
+        except torch.OutOfMemoryError as error:
+            raise CacheSizeError(
+                f"The GPU has no memory left to record steps of up to {limit} sequences beside a KV cache of "
+                f"{num_blocks * self._options.block_size} tokens. Lower kv_cache_tokens or max_num_sequences."
+            ) from error
 
 
 def _kernels(options: EngineOptions, dtype: torch.dtype) -> Kernels:

@@ -10,10 +10,13 @@ import torch
 from models.config import ModelConfig
 from models.layers.attention import KVCache
 from models.sharding import Sharding
+from workers.engine.graph_runner import padded_sizes
 from workers.engine.options import EngineOptions
 
 #: Of the memory that is free once the weights are loaded; the rest is for the activations of a step.
 CUDA_SHARE = 0.9
+#: Of CUDA's own for each recorded step: a few kilobytes for each of its kernels, in pieces of megabytes.
+_GRAPH_BYTES = 16 * 2**20
 #: Of the memory that is available to the host's processes, for all ranks together: others live there too.
 CPU_SHARE = 0.25
 
@@ -36,6 +39,8 @@ def num_blocks_possible(
         dtype=dtype,
     )
     available = available_bytes(device)
+    if device.type == "cuda":
+        available = max(0, available - _recording_bytes(options, config, dtype))
     if options.kv_cache_tokens:
         num_blocks = -(-options.kv_cache_tokens // options.block_size)
         num_ranks_here = 1 if device.type == "cuda" else sharding.world_size
@@ -55,6 +60,12 @@ def num_blocks_possible(
             f"one block of {options.block_size} tokens takes {_gib(block_bytes)} GiB."
         )
     return num_blocks
+
+
+def _recording_bytes(options: EngineOptions, config: ModelConfig, dtype: torch.dtype) -> int:
+    """What steps that are recorded after the cache was made keep: graphs, and logits as they are and in float32."""
+    logits = options.max_num_sequences * config.vocab_size * (dtype.itemsize + torch.float32.itemsize)
+    return logits + len(padded_sizes(options.max_num_sequences)) * _GRAPH_BYTES
 
 
 def available_bytes(device: torch.device) -> int:

@@ -70,6 +70,10 @@ class ModelRunner:
         logits: Tensor = self._decoder.logits(hidden)
         return logits
 
+    def greatest(self, logits: Tensor) -> Tensor:
+        """As `Kernels.greatest`, of what `run` returned."""
+        return self._decoder.kernels.greatest(logits)
+
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
 

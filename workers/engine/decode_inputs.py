@@ -1,0 +1,78 @@
+"""What a recorded decoding step reads: memory that stays in its place, on the host and on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.layers.attention import StepMetadata
+from workers.engine.messages import Step
+
+#: Rows of the buffer of numbers.
+_TOKEN_ID, _POSITION, _SLOT = range(3)
+#: A row that is no sequence: no slot is written, and position -1 makes a context of length 0, which attends to nothing.
+_PADDING = np.array([[0], [-1], [-1]])
+
+
+class DecodeInputs:
+    """One new token for each of at most `max_num_sequences`.
+
+    `fill` must not be called before the step that was filled in last has read its inputs.
+    """
+
+    def __init__(self, max_num_sequences: int, max_num_blocks: int, block_size: int, device: torch.device) -> None:
+        """`max_num_blocks` is how many blocks the longest sequence may have."""
+        self._block_size = block_size
+        # Page-locked, so that a copy to the device needs no wait.
+        is_pinned = device.type == "cuda"
+        self._numbers = torch.zeros((3, max_num_sequences), dtype=torch.int64, pin_memory=is_pinned)
+        self._tables = torch.zeros((max_num_sequences, max_num_blocks), dtype=torch.int32, pin_memory=is_pinned)
+        self._numbers.numpy()[:] = _PADDING
+        self._device_numbers = self._numbers.to(device, copy=True)
+        self._device_tables = self._tables.to(device, copy=True)
+        self._starts = torch.arange(max_num_sequences + 1, dtype=torch.int32, device=device)
+        #: The table that each row of `_tables` holds: most do not change from one step to the next.
+        self._held: list[list[int]] = [[] for _ in range(max_num_sequences)]
+
+    def fill(self, step: Step, size: int) -> None:
+        """Put the step's sequences into the first rows, and padding into the others of the first `size`."""
+        num = len(step.token_ids)
+        self._fill_tables(step.block_tables)
+        positions = np.asarray(step.context_lengths) - 1
+        blocks = self._tables.numpy()[np.arange(num), positions // self._block_size].astype(np.int64)
+        numbers = self._numbers.numpy()
+        numbers[_TOKEN_ID, :num] = step.token_ids
+        numbers[_POSITION, :num] = positions
+        numbers[_SLOT, :num] = blocks * self._block_size + positions % self._block_size
+        numbers[:, num:size] = _PADDING
+        self._device_numbers.copy_(self._numbers, non_blocking=True)
+
+    def token_ids(self, size: int) -> Tensor:
+        """[size] int64"""
+        return self._device_numbers[_TOKEN_ID, :size]
+
+    def positions(self, size: int) -> Tensor:
+        """[size] int64; -1 in a row of padding."""
+        return self._device_numbers[_POSITION, :size]
+
+    def metadata(self, size: int) -> StepMetadata:
+        """Of the first `size` rows. Context lengths are computed from the positions, which is part of the step."""
+        return StepMetadata(
+            slots=self._device_numbers[_SLOT, :size],
+            query_starts=self._starts[: size + 1],
+            context_lengths=(self.positions(size) + 1).to(torch.int32),
+            block_tables=self._device_tables[:size],
+        )
+
+    def _fill_tables(self, tables: list[list[int]]) -> None:
+        changed = [row for row, table in enumerate(tables) if self._held[row] != table]
+        if not changed:
+            return
+        rows = self._tables.numpy()
+        for row in changed:
+            self._held[row] = tables[row].copy()
+            rows[row, : len(tables[row])] = tables[row]
+        # In one piece: a copy of rows that lie together needs no kernel and no wait.
+        span = slice(changed[0], changed[-1] + 1)
+        self._device_tables[span].copy_(self._tables[span], non_blocking=True)
