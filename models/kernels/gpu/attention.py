@@ -114,7 +114,9 @@ class TritonPagedAttention:
     def _prefill(self, keys: Tensor, values: Tensor, query: Tensor, window: int | None, out: Tensor) -> None:
         step, heads = self._step, query.shape[1]
         group = heads // keys.shape[1]
-        rows = max(_PREFILL_ROWS, triton.next_power_of_2(group))
+        # Half as many of float32 in wide heads, or queries, keys and values would not fit together.
+        least = _PREFILL_ROWS if self._dim * query.dtype.itemsize <= 512 else _PREFILL_ROWS // 2
+        rows = max(least, triton.next_power_of_2(group))
         queries = rows // group
         programs.prefill[(self._num_tokens // queries + self._num_sequences, keys.shape[1])](
             query,
