@@ -22,7 +22,8 @@ def main() -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(job["num_threads"])
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"])).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+    model = model.eval().to(device)
     requests = [request for run in job["runs"] for request in run]
     hints = WorkloadHints(
         max_prompt_length=max(len(request["prompt_token_ids"]) for request in requests),
