@@ -204,16 +204,14 @@ class _Shard:
 
 
 def _kernels(options: EngineOptions, dtype: torch.dtype) -> Kernels:
-    """Raises UnsupportedModel where quantised weights are asked for and can't be computed with."""
-    kernels: Kernels | None = None
-    if options.kernels == "auto" and options.device == "cpu":
-        kernels = cpu_kernels(dtype, is_quantised=options.quantize == "int8")
-    elif options.kernels == "auto":
-        kernels = gpu_kernels(dtype)
-    if kernels is None and options.quantize != "none":
+    """The fast ones where there are any. Raises UnsupportedModel where int8 is asked for, which only they can do."""
+    is_quantised = options.quantize == "int8"
+    on_cpu = options.device == "cpu"
+    kernels = cpu_kernels(dtype, is_quantised=is_quantised) if on_cpu else gpu_kernels(dtype)
+    if kernels is None and is_quantised:
         raise UnsupportedModel(
-            f"quantize is {options.quantize!r}, which needs the native CPU kernels and a dtype of float32 or bfloat16, "
-            f"but dtype is {dtype} and `ryzanstein doctor` says whether the kernels were built."
+            f"int8 weights need the native CPU kernels and the dtype float32 or bfloat16. The dtype is {dtype}; "
+            "`ryzanstein doctor` says whether the kernels were built. Without them, leave out --quantize."
         )
     return kernels or PLAIN
 

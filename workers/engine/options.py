@@ -18,8 +18,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     dtype: str = "auto"
     #: "none", or "int8": weights per output and activations per token, on a CPU, made at loading.
     quantize: str = "none"
-    #: "auto" (native kernels wherever there is one) or "torch" (torch's own operations alone).
-    kernels: str = "auto"
     #: Tokens that the KV cache holds; 0 sizes it from free memory.
     kv_cache_tokens: int = 0
     #: Tokens in one block of the KV cache.
@@ -42,10 +40,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"quantize is {self.quantize!r}; it must be 'none' or 'int8'.")
         if self.quantize != "none" and self.device != "cpu":
             raise ValueError(f"quantize is {self.quantize!r}, which runs on the device 'cpu' alone.")
-        if self.kernels not in ("auto", "torch"):
-            raise ValueError(f"kernels is {self.kernels!r}; it must be 'auto' or 'torch'.")
-        if self.quantize != "none" and self.kernels == "torch":
-            raise ValueError("quantize needs native kernels, but kernels is 'torch'.")
         for name in ("tp", "block_size", "max_num_sequences", "step_tokens", "max_crashes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
