@@ -1,0 +1,38 @@
+// How weights lie in memory: panels of 16 outputs, see gemm.cpp.
+#pragma once
+
+#include "simd.hpp"
+
+namespace RZ_ISA {
+
+constexpr int64_t PANEL = 16;
+// Outputs that are computed together: two panels.
+constexpr int64_t PAIR = 2 * PANEL;
+
+struct Bf16 {
+  typedef bf16 Element;
+  typedef float Accumulator;
+  static constexpr int64_t GROUP = 2;
+};
+
+struct Int8 {
+  typedef int8_t Element;
+  typedef int32_t Accumulator;
+  static constexpr int64_t GROUP = 4;
+};
+
+// Elements in a line of 64 bytes along the inputs: what a tile's row holds.
+template <class Kind>
+constexpr int64_t line() {
+  return 16 * Kind::GROUP;
+}
+
+static int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Memory that will be wanted next: so many lines of 64 bytes are fetched with each line of inputs.
+struct Fetch {
+  const char* from;
+  int lines;
+};
+
+}  // namespace RZ_ISA
