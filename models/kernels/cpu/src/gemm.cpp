@@ -52,7 +52,7 @@ void pack_linear(int32_t type, const void* weight, int64_t outputs, int64_t inpu
 // Rows of x that are multiplied with all panels before the next ones: they should stay in the second-level cache.
 constexpr int64_t CACHED_BYTES = 768 * 1024;
 
-template <class Kind>
+template <class Kind, class T>
 static void multiply_all(const typename Kind::Element* x, int64_t stride, const typename Kind::Element* packed,
                          int64_t rows, int64_t outputs, int64_t inputs, const Finish& f) {
   const int64_t padded = round_up(inputs, line<Kind>());
@@ -64,7 +64,9 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
     const int64_t first = pairs * thread / threads, last = pairs * (thread + 1) / threads;
     Rows<Kind> multiply_rows;
-    alignas(64) typename Kind::Accumulator products[BLOCK * PAIR];
+    alignas(64) typename Kind::Accumulator products[2][BLOCK * PAIR];  // of this block and of the one before
+    int current = 0;
+    Finishing<T, typename Kind::Accumulator> before{f};
     for (int64_t top = 0; top < rows; top += cached) {
       const int64_t bottom = std::min(top + cached, rows), blocks = (bottom - top + BLOCK - 1) / BLOCK;
       for (int64_t pair = first; pair < last; pair++) {
@@ -75,14 +77,36 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
         const char* next = (const char*)(panels + padded * PAIR);
         for (int64_t row = top, count; row < bottom; row += count) {
           count = next_block(bottom - row);
-          fetch_for_writing(f, row, count, pair * PAIR);
-          multiply_rows(x + row * stride, stride, count, panels, padded, Fetch{next, lines}, products);
+          before.expect(row, count, pair * PAIR);
+          multiply_rows(x + row * stride, stride, count, panels, padded, Fetch{next, lines}, products[current], before);
           next += lines * 64 * (padded / line<Kind>());
-          finish(f, products, row, count, pair * PAIR);
+          before.rest();
+          before.begin(products[current], row, count, pair * PAIR);
+          current ^= 1;
         }
       }
     }
+    before.rest();
   }
+}
+
+template <class Kind>
+static void multiply_all(const typename Kind::Element* x, int64_t stride, const typename Kind::Element* packed,
+                         int64_t rows, int64_t outputs, int64_t inputs, const Finish& f) {
+  if (f.out_type == F32)
+    multiply_all<Kind, float>(x, stride, packed, rows, outputs, inputs, f);
+  else
+    multiply_all<Kind, bf16>(x, stride, packed, rows, outputs, inputs, f);
+}
+
+static void store_low_bytes(int8_t* to, vu v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)to, _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));  // which GCC does not find
+#else
+  typedef int8_t vb __attribute__((vector_size(W)));
+  const vb bytes = __builtin_convertvector(v, vb);
+  std::memcpy(to, &bytes, sizeof bytes);
+#endif
 }
 
 // x [rows, inputs] as int8 with a scale per row: x is about scale * quantised.
@@ -110,11 +134,7 @@ static void quantise(const T* x, int64_t stride, int64_t rows, int64_t inputs, i
     for (float lane : lanes) rest = std::max(rest, lane);
     const float scale = rest / 127.0f + sum(zeros) + zero, inverse = rest > 0 ? 127.0f / rest : 0.0f;
     // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
-    typedef int8_t vb __attribute__((vector_size(W)));
-    for (i = 0; i + W <= inputs; i += W) {
-      const vb bytes = __builtin_convertvector((vu)(load(from + i) * inverse + 12582912.0f), vb);
-      std::memcpy(to + i, &bytes, sizeof bytes);
-    }
+    for (i = 0; i + W <= inputs; i += W) store_low_bytes(to + i, (vu)(load(from + i) * inverse + 12582912.0f));
     for (; i < inputs; i++) {
       const float rounded = load1(from + i) * inverse + 12582912.0f;
       int32_t bits;

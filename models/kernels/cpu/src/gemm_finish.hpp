@@ -39,47 +39,57 @@ static void put(T* out, const vf* values, int64_t count) {
   }
 }
 
-// `products` [rows, PAIR] are those of the outputs from `column` on, in the order of the panels.
+// What is still to be done with the products of one block: a row at a time, so that it can go on beside the next block's
+// multiplication. Tile registers leave the vector units idle, and a block's products are long in coming out of them.
 template <class T, class A>
-static void finish_rows(const Finish& f, const A* products, int64_t row, int64_t rows, int64_t column) {
-  constexpr int VECTORS = PAIR / W, HALF = VECTORS / 2;
-  const int64_t first = f.silu_mul ? column / 2 : column;
-  const int64_t count = std::min(f.silu_mul ? PANEL : PAIR, f.columns - first);
-  vf scales[VECTORS], bias[VECTORS];
-  for (int i = 0; i < VECTORS; i++) {
-    scales[i] = f.column_scales ? load(f.column_scales + column + i * W) : splat(1);
-    bias[i] = f.bias ? load(f.bias + column + i * W) : vf{};
+struct Finishing {
+  static constexpr int VECTORS = PAIR / W, HALF = VECTORS / 2;
+  const Finish& f;
+  const A* products = nullptr;  // [PAIR] of the row that is next, in the order of the panels
+  T* out = nullptr;
+  int64_t row = 0, last = 0;  // rows to finish
+  int64_t column = 0, count = 0;  // the first of the outputs, and how many columns of out they come to
+
+  // The products of `rows` rows from `from` on and of the outputs from `from_column` on are about to be computed: a line
+  // that is written to is read first, which may happen meanwhile.
+  void expect(int64_t from, int64_t rows, int64_t from_column) const {
+    const T* to = out_of(from, from_column);
+    for (int64_t r = 0; r < rows; r++, to += f.out_stride) {
+      __builtin_prefetch(to, 1, 3);
+      if (sizeof(T) == 4) __builtin_prefetch(to + PANEL, 1, 3);
+    }
   }
-  T* out = (T*)f.out + row * f.out_stride + first;
-  for (int64_t r = 0; r < rows; r++, products += PAIR, out += f.out_stride) {
+
+  // There they are.
+  void begin(const A* block, int64_t from, int64_t rows, int64_t from_column) {
+    column = from_column, out = out_of(from, column);
+    count = std::min(f.silu_mul ? PANEL : PAIR, f.columns - (f.silu_mul ? column / 2 : column));
+    products = block, row = from, last = count > 0 ? from + rows : from;  // else it is padding alone
+  }
+
+  void some(int64_t rows) {
+    for (const int64_t to = std::min(row + rows, last); row < to;) finish_row();
+  }
+
+  void rest() { some(last - row); }
+
+ private:
+  T* out_of(int64_t from, int64_t from_column) const {
+    return (T*)f.out + from * f.out_stride + (f.silu_mul ? from_column / 2 : from_column);
+  }
+
+  void finish_row() {
     vf v[VECTORS];
     for (int i = 0; i < VECTORS; i++) v[i] = load_wide(products + i * W);
     if (f.row_scales)
-      for (int i = 0; i < VECTORS; i++) v[i] *= scales[i] * f.row_scales[row + r];
-    for (int i = 0; i < VECTORS; i++) v[i] += bias[i];
+      for (int i = 0; i < VECTORS; i++) v[i] *= load(f.column_scales + column + i * W) * f.row_scales[row];
+    if (f.bias)
+      for (int i = 0; i < VECTORS; i++) v[i] += load(f.bias + column + i * W);
     if (f.silu_mul)
       for (int i = 0; i < HALF; i++) v[i] = v[i] / (1.0f + exponential(-v[i])) * v[HALF + i];
     put(out, v, count);
+    row++, products += PAIR, out += f.out_stride;
   }
-}
-
-template <class A>
-static void finish(const Finish& f, const A* products, int64_t row, int64_t rows, int64_t column) {
-  if (f.columns <= (f.silu_mul ? column / 2 : column)) return;  // padding alone
-  if (f.out_type == F32)
-    finish_rows<float>(f, products, row, rows, column);
-  else
-    finish_rows<bf16>(f, products, row, rows, column);
-}
-
-// A line that is written to is read first: let that happen while its products are computed.
-static void fetch_for_writing(const Finish& f, int64_t row, int64_t rows, int64_t column) {
-  const int64_t first = f.silu_mul ? column / 2 : column, size = f.out_type == F32 ? 4 : 2;
-  const char* out = (const char*)f.out + (row * f.out_stride + first) * size;
-  for (int64_t r = 0; r < rows; r++, out += f.out_stride * size) {
-    __builtin_prefetch(out, 1, 3);
-    if (f.out_type == F32) __builtin_prefetch(out + 64, 1, 3);
-  }
-}
+};
 
 }  // namespace RZ_ISA

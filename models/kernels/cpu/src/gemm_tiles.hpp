@@ -36,10 +36,11 @@ struct Rows {
     if (configured) _tile_release();
   }
 
-  template <bool TWO>
+  template <bool TWO, class Other>
   static void multiply(const typename Kind::Element* x, int64_t stride, const typename Kind::Element* panels,
-                       int64_t padded, Fetch fetch) {
+                       int64_t padded, Fetch fetch, Other& other) {
     constexpr int64_t LINE = line<Kind>();
+    const int64_t others = (BLOCK * LINE + padded - 1) / padded;
     const typename Kind::Element *left = panels, *right = panels + padded * PANEL;
     _tile_zero(0);
     _tile_zero(1);
@@ -68,16 +69,19 @@ struct Rows {
           _tile_dpbssd(3, 5, 7);
         }
       }
+      other.some(others);
     }
   }
 
+  // Rows of `other` are finished beside it.
+  template <class Other>
   void operator()(const typename Kind::Element* x, int64_t stride, int64_t rows, const typename Kind::Element* panels,
-                  int64_t padded, Fetch fetch, typename Kind::Accumulator* products) {
+                  int64_t padded, Fetch fetch, typename Kind::Accumulator* products, Other& other) {
     if (rows != configured) configure(configured = rows);
     if (rows > 16)
-      multiply<true>(x, stride, panels, padded, fetch);
+      multiply<true>(x, stride, panels, padded, fetch, other);
     else
-      multiply<false>(x, stride, panels, padded, fetch);
+      multiply<false>(x, stride, panels, padded, fetch, other);
     _tile_stored(0, products, PAIR * 4);
     _tile_stored(1, products + PANEL, PAIR * 4);
     if (rows > 16) {

@@ -89,8 +89,9 @@ static void multiply(const int8_t* x, int64_t stride, const int8_t* panels, int6
 
 template <class Kind>
 struct Rows {
+  template <class Other>
   void operator()(const typename Kind::Element* x, int64_t stride, int64_t rows, const typename Kind::Element* panels,
-                  int64_t padded, Fetch, typename Kind::Accumulator* products) {
+                  int64_t padded, Fetch, typename Kind::Accumulator* products, Other&) {
 #define RZ_CASE(n) \
   case n:          \
     return multiply<n>(x, stride, panels, padded, products);
