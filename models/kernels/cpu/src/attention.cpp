@@ -4,6 +4,9 @@
 // range of keys, and every row's arithmetic depends on its own position alone: key tiles begin at fixed positions, and
 // the keys of a decoding sequence are cut into segments of fixed length, whatever else is in the step and however many
 // threads there are. So an answer does not depend on its neighbours, to the bit.
+//
+// Neighbours decide when it is computed, though: sequences that share their first block are a family, and a family's
+// tasks over the same head and segment follow one another, so that shared keys and values are read from memory once.
 #include <algorithm>
 #include <vector>
 
@@ -23,6 +26,7 @@ namespace RZ_ISA {
 constexpr int64_t SEGMENT = 512;  // keys of a decoding sequence in one task
 
 struct Task {
+  int64_t family;
   int64_t sequence, row, num_rows;  // rows of this sequence and one KV head
   int64_t first, last;              // keys
   int64_t part, num_parts;          // which of the row's segments, and how many there are
@@ -60,12 +64,14 @@ struct Attention {
     return partials + (index * rows_per_position() + row) * (2 + step.head_dim);
   }
 
+  int64_t first_block(int64_t sequence) const { return step.block_tables[sequence * step.table_stride]; }
+
   void plan(std::vector<Task>& tasks, int64_t& num_partials) const {
     tasks.clear(), num_partials = 0;
     for (int64_t s = 0; s < step.num_sequences; s++) {
       const int64_t queries = step.query_starts[s + 1] - step.query_starts[s], rows = queries * rows_per_position();
       for (int64_t row = 0; row < rows; row += TASK_ROWS) {
-        Task task{s, row, std::min(TASK_ROWS, rows - row), 0, 0, 0, 1, 0};
+        Task task{first_block(s), s, row, std::min(TASK_ROWS, rows - row), 0, 0, 0, 1, 0};
         task.first = first_seen(position(task, row));
         task.last = position(task, row + task.num_rows - 1) + 1;
         if (queries > 1 || task.first / SEGMENT == (task.last - 1) / SEGMENT || rows > TASK_ROWS) {
@@ -81,6 +87,9 @@ struct Attention {
         }
       }
     }
+    std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) {
+      return a.family != b.family ? a.family < b.family : a.first / SEGMENT < b.first / SEGMENT;
+    });
   }
 
 #if defined(__AMX_BF16__)
@@ -99,11 +108,14 @@ struct Attention {
     const double from = total * thread / num_threads, to = total * (thread + 1) / num_threads;
     Scratch<T> scratch(step.head_dim);
     const TileRegisters registers(sizeof(T) == 2);
-    for (const Task& task : tasks)
-      for (int64_t head = 0; head < step.kv_heads; head++, done += cost(task)) {
-        const double middle = done + cost(task) / 2;
-        if (middle >= from && middle < to) run(task, head, scratch);
-      }
+    for (auto family = tasks.begin(), end = family; family != tasks.end(); family = end) {
+      end = std::find_if(family, tasks.end(), [&](const Task& task) { return task.family != family->family; });
+      for (int64_t head = 0; head < step.kv_heads; head++)
+        for (auto task = family; task != end; done += cost(*task++)) {
+          const double middle = done + cost(*task) / 2;
+          if (middle >= from && middle < to) run(*task, head, scratch);
+        }
+    }
   }
 
   void run(const Task& task, int64_t kv_head, Scratch<T>& s) const {
