@@ -53,9 +53,12 @@ class Shape:
 
 
 class Sequences:
-    """Sequences whose queries, keys and values are known as a whole, attended to in steps through a scattered cache."""
+    """Sequences whose queries, keys and values are known as a whole, attended to in steps through a scattered cache.
 
-    def __init__(self, shape: Shape, lengths: Sequence[int], seed: int = 0) -> None:
+    The first `num_shared` tokens of all of them, in whole blocks, are the first sequence's, which has to compute them.
+    """
+
+    def __init__(self, shape: Shape, lengths: Sequence[int], seed: int = 0, num_shared: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
         self.shape = shape
@@ -75,7 +78,10 @@ class Sequences:
             cached.fill_(float("nan"))  # nothing may be read that was not written
         order = torch.randperm(num_blocks, generator=generator)
         self._tables = [table.tolist() for table in torch.split(order[: sum(widths)], widths)]
-        self._done = [0] * len(lengths)
+        self._done = [0] + [num_shared] * (len(lengths) - 1)
+        for qkv, table in zip(self.qkv[1:], self._tables[1:], strict=True):
+            qkv[:num_shared] = self.qkv[0][:num_shared]
+            table[: num_shared // shape.block_size] = self._tables[0][: num_shared // shape.block_size]
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = self.shape
@@ -168,6 +174,30 @@ def test_an_answer_depends_neither_on_its_neighbours_nor_on_the_threads(dtype: t
         answers.append(torch.cat(parts))
     for answer in answers[1:]:
         assert torch.equal(answer, answers[0])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("num_shared", [96, 272, 560])
+@pytest.mark.parametrize("shape", [{"heads": 3, "kv_heads": 3, "head_dim": 64}, {"heads": 6, "kv_heads": 2}])
+@pytest.mark.usefixtures("each_isa")
+def test_sequences_that_share_a_prefix_answer_together_as_each_does_alone(
+    shape: dict[str, int], num_shared: int, window: int | None, dtype: torch.dtype
+) -> None:
+    """To the bit; more of them than are computed together, some as long as the prefix and some much longer."""
+    lengths = [num_shared + own for own in (40, 1, 17, 30, 31, 300, 2, 33, 16, 15, 5, 1, 18, 64, 47, 3, 29, 5)]
+    answers = []
+    for is_together in (True, False):
+        sequences = Sequences(Shape(**shape, dtype=dtype), lengths, num_shared=num_shared)
+        sequences.step({0: lengths[0] - 1}, window)
+        for i, length in enumerate(lengths[1:], start=1):
+            if length > num_shared + 1:
+                sequences.step({i: length - num_shared - 1}, window)
+        steps = [dict.fromkeys(range(len(lengths)), 1)] if is_together else [{i: 1} for i in range(len(lengths))]
+        answers.append({i: each for step in steps for i, each in sequences.step(step, window).items()})
+    for i in range(len(lengths)):
+        assert torch.equal(answers[0][i], answers[1][i])
+    assert_close(answers[0][3], sequences.expected(3, window)[-1:])
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -7,6 +7,7 @@
 //
 // Neighbours decide when it is computed, though: sequences that share their first block are a family, and a family's
 // tasks over the same head and segment follow one another, so that shared keys and values are read from memory once.
+// On tile registers, decoding sequences of a family are also computed together as far as they share their blocks.
 #include <algorithm>
 #include <vector>
 
@@ -31,6 +32,21 @@ struct Task {
   int64_t first, last;              // keys
   int64_t part, num_parts;          // which of the row's segments, and how many there are
   int64_t partial;                  // where the first of them lies among the partial results
+};
+
+// Tasks that are computed together: one, or decoding sequences that share the keys up to position `shared`.
+struct Bundle {
+  int64_t first, size;  // tasks
+  int64_t num_rows;
+  int64_t shared;
+  double cost;
+};
+
+// All tasks, in the order in which they are computed, and in bundles.
+struct Plan {
+  std::vector<Task> tasks;
+  std::vector<Bundle> bundles;
+  int64_t num_partials;
 };
 
 template <class T>
@@ -64,91 +80,136 @@ struct Attention {
     return partials + (index * rows_per_position() + row) * (2 + step.head_dim);
   }
 
-  int64_t first_block(int64_t sequence) const { return step.block_tables[sequence * step.table_stride]; }
+  const int32_t* blocks_of(const Task& task) const { return step.block_tables + task.sequence * step.table_stride; }
 
-  void plan(std::vector<Task>& tasks, int64_t& num_partials) const {
-    tasks.clear(), num_partials = 0;
+#if defined(__AMX_BF16__)
+  bool is_on_tiles() const { return sizeof(T) == 2 && is_packed(step) && step.head_dim % 32 == 0; }
+#else
+  bool is_on_tiles() const { return false; }
+#endif
+
+  void plan(Plan& plan) const {
+    plan.tasks.clear(), plan.num_partials = 0;
     for (int64_t s = 0; s < step.num_sequences; s++) {
       const int64_t queries = step.query_starts[s + 1] - step.query_starts[s], rows = queries * rows_per_position();
       for (int64_t row = 0; row < rows; row += TASK_ROWS) {
-        Task task{first_block(s), s, row, std::min(TASK_ROWS, rows - row), 0, 0, 0, 1, 0};
+        Task task{step.block_tables[s * step.table_stride], s, row, std::min(TASK_ROWS, rows - row), 0, 0, 0, 1, 0};
         task.first = first_seen(position(task, row));
         task.last = position(task, row + task.num_rows - 1) + 1;
         if (queries > 1 || task.first / SEGMENT == (task.last - 1) / SEGMENT || rows > TASK_ROWS) {
-          tasks.push_back(task);
+          plan.tasks.push_back(task);
           continue;
         }
         const int64_t end = task.last;
-        task.num_parts = (end - 1) / SEGMENT - task.first / SEGMENT + 1, task.partial = num_partials;
-        num_partials += task.num_parts;
+        task.num_parts = (end - 1) / SEGMENT - task.first / SEGMENT + 1, task.partial = plan.num_partials;
+        plan.num_partials += task.num_parts;
         for (; task.first < end; task.first = task.last, task.part++) {
           task.last = std::min(end, (task.first / SEGMENT + 1) * SEGMENT);
-          tasks.push_back(task);
+          plan.tasks.push_back(task);
         }
       }
     }
-    std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) {
+    std::stable_sort(plan.tasks.begin(), plan.tasks.end(), [](const Task& a, const Task& b) {
       return a.family != b.family ? a.family < b.family : a.first / SEGMENT < b.first / SEGMENT;
     });
+    bundle(plan);
   }
 
-#if defined(__AMX_BF16__)
-  bool is_on_tiles(const Task& task) const {
-    return sizeof(T) == 2 && is_packed(step) && step.head_dim % 32 == 0 &&
-           (num_queries(task) > 1 || rows_per_position() >= SUBTILE / 2);
+  void bundle(Plan& plan) const {
+    const int64_t num_tasks = plan.tasks.size();
+    plan.bundles.clear();
+    for (int64_t at = 0; at < num_tasks;) {
+      const Task& first = plan.tasks[at];
+      Bundle bundle{at, 1, first.num_rows, 0, cost(first)};
+      for (int64_t shared = first.last / GROUP * GROUP; is_on_tiles() && !window && at + bundle.size < num_tasks;) {
+        const Task& next = plan.tasks[at + bundle.size];
+        if (num_queries(first) > 1 || num_queries(next) > 1 || bundle.num_rows + next.num_rows > SUBTILE) break;
+        // One that shares much less would have the others share as little.
+        const int64_t both = num_shared(first, next, shared);
+        if (next.family != first.family || next.first != first.first || both - first.first < (shared - first.first) / 2 ||
+            both <= first.first)
+          break;
+        bundle.shared = shared = both;
+        bundle.num_rows += next.num_rows, bundle.cost += cost(next), bundle.size++;
+      }
+      plan.bundles.push_back(bundle);
+      at += bundle.size;
+    }
   }
-#endif
+
+  // Up to which position two tasks share their blocks, in whole groups and no further than `limit`.
+  int64_t num_shared(const Task& a, const Task& b, int64_t limit) const {
+    const int64_t last = std::min(limit, b.last / GROUP * GROUP), size = step.block_size;
+    const int32_t *left = blocks_of(a), *right = blocks_of(b);
+    int64_t at = a.first;
+    while (at < last && left[at / size] == right[at / size]) at = (at / size + 1) * size;
+    return std::min(at, last);
+  }
 
   static double cost(const Task& task) { return double(task.num_rows + 4) * double(task.last - task.first + 16); }
 
-  // The tasks of all heads are cut into one run per thread, of equal cost.
-  void attend(const std::vector<Task>& tasks, int64_t thread, int64_t num_threads) const {
+  // The bundles of all heads are cut into one run per thread, of equal cost.
+  void attend(const Plan& plan, int64_t thread, int64_t num_threads) const {
     double total = 0, done = 0;
-    for (const Task& task : tasks) total += cost(task) * step.kv_heads;
+    for (const Bundle& bundle : plan.bundles) total += bundle.cost * step.kv_heads;
     const double from = total * thread / num_threads, to = total * (thread + 1) / num_threads;
     Scratch<T> scratch(step.head_dim);
-    const TileRegisters registers(sizeof(T) == 2);
-    for (auto family = tasks.begin(), end = family; family != tasks.end(); family = end) {
-      end = std::find_if(family, tasks.end(), [&](const Task& task) { return task.family != family->family; });
+    const TileRegisters registers(is_on_tiles());
+    for (auto family = plan.bundles.begin(), end = family; family != plan.bundles.end(); family = end) {
+      const int64_t block = plan.tasks[family->first].family;
+      end = std::find_if(family, plan.bundles.end(),
+                         [&](const Bundle& bundle) { return plan.tasks[bundle.first].family != block; });
       for (int64_t head = 0; head < step.kv_heads; head++)
-        for (auto task = family; task != end; done += cost(*task++)) {
-          const double middle = done + cost(*task) / 2;
-          if (middle >= from && middle < to) run(*task, head, scratch);
+        for (auto bundle = family; bundle != end; done += bundle++->cost) {
+          const double middle = done + bundle->cost / 2;
+          if (middle >= from && middle < to) run(*bundle, plan.tasks.data() + bundle->first, head, scratch);
         }
     }
   }
 
-  void run(const Task& task, int64_t kv_head, Scratch<T>& s) const {
-    load_queries(task, kv_head, s);
-    std::fill(s.greatest, s.greatest + task.num_rows, -INFINITY);
-    std::fill(s.total, s.total + task.num_rows, 0.0f);
-    const int32_t* blocks = step.block_tables + task.sequence * step.table_stride;
-    Tile<T> tile;
-    for (int64_t at = task.first / TILE * TILE; at < task.last; at += TILE) {
-      const int64_t from = std::max(at, task.first / GROUP * GROUP), to = std::min(at + TILE, task.last);
-      tile.find(step, keys, values, blocks, kv_head, from, to, s.tile);
-#if defined(__AMX_BF16__)
-      if constexpr (sizeof(T) == 2)
-        if (is_on_tiles(task)) join_values(tile, step.head_dim, (uint32_t*)s.tile);
-#endif
-      for (int64_t row = 0; row < task.num_rows; row += SUBTILE)
-        add_tile(task, tile, row, std::min<int64_t>(SUBTILE, task.num_rows - row), s);
+  void run(const Bundle& bundle, const Task* tasks, int64_t kv_head, Scratch<T>& s) const {
+    std::memset(s.out, 0, bundle.num_rows * s.padded * sizeof(float));
+    std::memset((void*)(s.queries + bundle.num_rows * s.padded), 0, SUBTILE * s.padded * sizeof(Row));
+    std::fill(s.greatest, s.greatest + bundle.num_rows, -INFINITY);
+    std::fill(s.total, s.total + bundle.num_rows, 0.0f);
+    int64_t last = 0, base = 0;
+    for (const Task* task = tasks; task != tasks + bundle.size; base += task++->num_rows) {
+      load_queries(*task, kv_head, s.queries + base * s.padded, s.padded);
+      last = std::max(last, task->last);
     }
-    for (int64_t row = 0; row < task.num_rows; row++) finish_row(task, kv_head, row, s);
+    for (int64_t at = tasks->first / TILE * TILE; at < last; at += TILE) {
+      const int64_t from = std::max(at, tasks->first / GROUP * GROUP);
+      if (bundle.size > 1)
+        add_shared_tile(bundle, tasks, kv_head, from, at + TILE, s);
+      else
+        add_own_tile(*tasks, kv_head, from, std::min(at + TILE, last), s);
+    }
+    base = 0;
+    for (const Task* task = tasks; task != tasks + bundle.size; base += task++->num_rows)
+      for (int64_t row = 0; row < task->num_rows; row++) finish_row(*task, kv_head, row, base + row, s);
   }
 
-  void load_queries(const Task& task, int64_t kv_head, Scratch<T>& s) const {
-    std::memset(s.out, 0, task.num_rows * s.padded * sizeof(float));
-    std::memset((void*)s.queries, 0, round_up(task.num_rows, SUBTILE) * s.padded * sizeof(Row));
-    for (int64_t r = 0; r < task.num_rows; r++) {
+  void load_queries(const Task& task, int64_t kv_head, Row* to, int64_t stride) const {
+    for (int64_t r = 0; r < task.num_rows; r++, to += stride) {
       const int64_t head = head_of(task, task.row + r, kv_head);
       const T* from = query + head / step.heads * query_stride + head % step.heads * step.head_dim;
-      Row* to = s.queries + r * s.padded;
       if constexpr (sizeof(Row) == sizeof(T))
         std::memcpy((void*)to, from, step.head_dim * sizeof(T));
       else
         for (int64_t i = 0; i < step.head_dim; i++) to[i] = load1(from + i);
+      std::memset((void*)(to + step.head_dim), 0, (stride - step.head_dim) * sizeof(Row));
     }
+  }
+
+  void add_own_tile(const Task& task, int64_t kv_head, int64_t from, int64_t to, Scratch<T>& s) const {
+    Tile<T> tile;
+    tile.find(step, keys, values, blocks_of(task), kv_head, from, to, s.tile);
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(T) == 2)
+      if (is_on_tiles()) end_values(tile, step.head_dim, (uint32_t*)s.tile);
+#endif
+    for (int64_t row = 0; row < task.num_rows; row += SUBTILE)
+      add_tile(task, tile, row, std::min<int64_t>(SUBTILE, task.num_rows - row), s);
   }
 
   // Online softmax of up to 16 rows from `row` of the task over one tile.
@@ -165,12 +226,12 @@ struct Attention {
     };
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2)
-      if (is_on_tiles(task)) {
+      if (is_on_tiles()) {
         score_on_tiles(s.queries + row * s.padded, s.padded, tile.keys + base, width / GROUP, tile.key_stride,
                        step.head_dim, s.scores, TILE);
         soften_rows();
-        weigh_on_tiles(s.weights, TILE, (const uint32_t*)s.tile + base * (GROUP / 2) * step.head_dim, step.head_dim,
-                       width, s.out + row * s.padded, s.padded);
+        weigh_on_tiles(s.weights, TILE, tile.values + base, width / GROUP, step.head_dim, s.out + row * s.padded,
+                       s.padded);
         return;
       }
 #endif
@@ -181,6 +242,50 @@ struct Attention {
     soften_rows();
     weigh_tile<T>(num_rows, s.weights, TILE, tile.values + base, tile.value_stride, to - from, s.out + row * s.padded,
                   s.padded);
+  }
+
+  // The same of the rows of a bundle: together as far as they share the keys, and one task after the other beyond.
+  void add_shared_tile(const Bundle& bundle, const Task* tasks, int64_t kv_head, int64_t from, int64_t end,
+                       Scratch<T>& s) const {
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(T) == 2) {
+      const int64_t middle = std::max(from, std::min(end, bundle.shared)), num_shared = (middle - from) / GROUP;
+      Tile<T> shared, own[SUBTILE];
+      if (num_shared) {
+        shared.find(step, keys, values, blocks_of(*tasks), kv_head, from, middle, s.tile);
+        score_on_tiles(s.queries, s.padded, shared.keys, num_shared, shared.key_stride, step.head_dim, s.scores, TILE);
+      }
+      int64_t base = 0;
+      for (int64_t t = 0; t < bundle.size; base += tasks[t++].num_rows) {
+        const int64_t to = std::min(end, tasks[t].last), num_rows = tasks[t].num_rows;
+        if (middle < to) {
+          own[t].find(step, keys, values, blocks_of(tasks[t]), kv_head, middle, to, s.tile);
+          score_on_tiles(s.queries + base * s.padded, s.padded, own[t].keys, round_up(to - middle, GROUP) / GROUP,
+                         own[t].key_stride, step.head_dim, s.apart, TILE);
+          for (int64_t row = 0; row < num_rows; row++)
+            std::memcpy(s.scores + (base + row) * TILE + (middle - from), s.apart + row * TILE,
+                        round_up(to - middle, GROUP) * sizeof(float));
+        }
+        if (from < to)
+          for (int64_t row = base; row < base + num_rows; row++)
+            soften(s, row, row, round_up(to - from, GROUP), 0, to - from);
+      }
+      if (num_shared) weigh_on_tiles(s.weights, TILE, shared.values, num_shared, step.head_dim, s.out, s.padded);
+      base = 0;
+      for (int64_t t = 0; t < bundle.size; base += tasks[t++].num_rows) {
+        const int64_t to = std::min(end, tasks[t].last), size = tasks[t].num_rows * s.padded * sizeof(float);
+        if (middle >= to) continue;
+        // Apart, since the registers also write the rows that follow.
+        std::memcpy(s.apart, s.out + base * s.padded, size);
+        end_values(own[t], step.head_dim, (uint32_t*)s.tile);
+        weigh_on_tiles(s.weights + base * TILE + (middle - from), TILE, own[t].values,
+                       round_up(to - middle, GROUP) / GROUP, step.head_dim, s.apart, s.padded);
+        std::memcpy(s.out + base * s.padded, s.apart, size);
+      }
+    }
+#else
+    (void)bundle, (void)tasks, (void)kv_head, (void)from, (void)end, (void)s;
+#endif
   }
 
   // Scores of one row, of which those from `from` to `to` are seen, become weights; what was added up is adjusted.
@@ -201,8 +306,6 @@ struct Attention {
       sums += weight;
       store(weights + i, weight);
     }
-    // Tiles take two groups at once.
-    for (int64_t i = width; i < round_up(width, 2 * GROUP); i += W) store(weights + i, vf{});
     s.greatest[row] = greatest;
     if (before != greatest && before != -INFINITY) {
       const float factor = std::exp2(before - greatest);
@@ -213,16 +316,17 @@ struct Attention {
     s.total[row] += total_of(sums);
   }
 
-  void finish_row(const Task& task, int64_t kv_head, int64_t row, const Scratch<T>& s) const {
-    const float* from = s.out + row * s.padded;
+  // Row `row` of the task, which is row `at` of those that are computed together.
+  void finish_row(const Task& task, int64_t kv_head, int64_t row, int64_t at, const Scratch<T>& s) const {
+    const float* from = s.out + at * s.padded;
     if (task.num_parts > 1) {
       float* to = partial(task, task.part, kv_head, row);
-      to[0] = s.greatest[row], to[1] = s.total[row];
+      to[0] = s.greatest[at], to[1] = s.total[at];
       std::memcpy(to + 2, from, step.head_dim * sizeof(float));
       return;
     }
     T* to = out + head_of(task, task.row + row, kv_head) * step.head_dim;
-    const float scale = 1.0f / s.total[row];
+    const float scale = 1.0f / s.total[at];
     int64_t i = 0;
     for (; i + W <= step.head_dim; i += W) store(to + i, load(from + i) * scale);
     for (; i < step.head_dim; i++) store1(to + i, from[i] * scale);
@@ -251,14 +355,13 @@ template <class T>
 static void attend_step(const PagedStep& step, T* keys, T* values, const T* query, int64_t query_stride,
                         const T* key, int64_t key_stride, const T* value, int64_t value_stride, int64_t window,
                         T* out) {
-  static thread_local std::vector<Task> tasks;
+  static thread_local Plan plan;
   static thread_local Aligned partials;
   Attention<T> attention{step, keys, values, query, query_stride, window, out, nullptr};
-  int64_t num_partials;
-  attention.plan(tasks, num_partials);
-  const int64_t rows = num_partials * step.heads;
+  attention.plan(plan);
+  const int64_t rows = plan.num_partials * step.heads;
   attention.partials = (float*)partials.of(rows * (2 + step.head_dim) * sizeof(float));
-  const std::vector<Task>& all = tasks;  // the thread's own name means another vector in every thread
+  const Plan& all = plan;  // the thread's own name means another plan in every thread
 #pragma omp parallel
   {
 #if defined(_OPENMP)
@@ -271,13 +374,13 @@ static void attend_step(const PagedStep& step, T* keys, T* values, const T* quer
       write_tokens(step, keys, values, key, key_stride, value, value_stride, run * GROUP,
                    std::min(step.num_tokens, (run + 1) * GROUP));
     attention.attend(all, thread, num_threads);
-    if (num_partials) {
+    if (all.num_partials) {
 #pragma omp barrier
 #pragma omp for schedule(static)
-      for (size_t index = 0; index < all.size(); index++)
-        if (all[index].num_parts > 1 && all[index].part == 0)
+      for (size_t index = 0; index < all.tasks.size(); index++)
+        if (const Task& task = all.tasks[index]; task.num_parts > 1 && task.part == 0)
           for (int64_t head = 0; head < step.kv_heads; head++)
-            for (int64_t row = 0; row < all[index].num_rows; row++) attention.reduce(all[index], head, row);
+            for (int64_t row = 0; row < task.num_rows; row++) attention.reduce(task, head, row);
     }
   }
 }

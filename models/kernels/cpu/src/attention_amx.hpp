@@ -1,6 +1,7 @@
 // The inner loops of attention on tile registers: 16 rows of bf16 at once.
 //
-// Only for many rows of one sequence: which loops compute a row depends on its sequence alone, as its bits do on them.
+// What a tile register computes of one row depends on that row alone, to the bit: rows of several sequences may share one.
+// Values are taken 16 keys at a time, which lie together wherever the next 16 are.
 #pragma once
 
 #include "attention_cache.hpp"
@@ -9,17 +10,16 @@
 
 namespace RZ_ISA {
 
-constexpr int TILE_KEYS = 32;  // of one multiplication of weights by values
-
 // GCC does not say that tile instructions read and write memory.
 inline void order_memory() { asm volatile("" ::: "memory"); }
 
-// Every tile register as 16 rows of 64 bytes. What the registers held is lost.
+// Registers 0 to 3 are sums, 4 queries, 5 keys, 6 weights of 16 keys, and 7 the values of 16 keys, two by two. What the
+// registers held is lost.
 inline void configure_tiles() {
   struct {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 32, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 8};
   } config;
   order_memory();
   _tile_loadconfig(&config);
@@ -58,33 +58,25 @@ inline void store_sums(float* to, int64_t stride) {
   }
 }
 
-// sums += rows [16][32] times N tiles of units [16][16].
-template <int N>
-inline void add_product(const bf16* rows, int64_t row_stride, const uint32_t* a, const uint32_t* b, const uint32_t* c,
-                        const uint32_t* d, int64_t stride) {
-  _tile_loadd(4, rows, row_stride * 2);
-  _tile_loadd(5, a, stride * 4);
-  _tile_dpbf16ps(0, 4, 5);
-  if constexpr (N > 1) {
-    _tile_loadd(6, b, stride * 4);
-    _tile_dpbf16ps(1, 4, 6);
-  }
-  if constexpr (N > 2) {
-    _tile_loadd(7, c, stride * 4);
-    _tile_dpbf16ps(2, 4, 7);
-    _tile_loadd(5, d, stride * 4);
-    _tile_dpbf16ps(3, 4, 5);
-  }
-}
-
 template <int N>
 static void score_groups(const bf16* rows, int64_t row_stride, const uint32_t* const* groups, int64_t stride,
                          int64_t head_dim, float* scores, int64_t score_stride) {
   clear_sums<N>();
   for (int64_t i = 0; i < head_dim; i += 32) {
     const int64_t at = i / 2 * stride;
-    add_product<N>(rows + i, row_stride, groups[0] + at, groups[N > 1 ? 1 : 0] + at, groups[N > 2 ? 2 : 0] + at,
-                   groups[N > 2 ? 3 : 0] + at, stride);
+    _tile_loadd(4, rows + i, row_stride * 2);
+    _tile_loadd(5, groups[0] + at, stride * 4);
+    _tile_dpbf16ps(0, 4, 5);
+    if constexpr (N > 1) {
+      _tile_loadd(5, groups[1] + at, stride * 4);
+      _tile_dpbf16ps(1, 4, 5);
+    }
+    if constexpr (N > 2) {
+      _tile_loadd(5, groups[2] + at, stride * 4);
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_loadd(5, groups[3] + at, stride * 4);
+      _tile_dpbf16ps(3, 4, 5);
+    }
   }
   store_sums<N>(scores, score_stride);
 }
@@ -106,41 +98,53 @@ static void score_on_tiles(const bf16* rows, int64_t row_stride, const uint32_t*
 }
 
 template <int N>
-static void weigh_columns_on_tiles(const bf16* weights, int64_t weight_stride, const uint32_t* values, int64_t head_dim,
-                                   int64_t num_keys, float* out, int64_t out_stride) {
+static void weigh_columns_on_tiles(const bf16* weights, int64_t weight_stride, const uint32_t* const* groups,
+                                   int64_t num_groups, int64_t column, int64_t head_dim, float* out,
+                                   int64_t out_stride) {
   load_sums<N>(out, out_stride);
-  for (int64_t key = 0; key < num_keys; key += TILE_KEYS) {
-    const uint32_t* at = values + key / 2 * head_dim;
-    add_product<N>(weights + key, weight_stride, at, at + 16, at + 32, at + 48, head_dim);
+  for (int64_t g = 0; g < num_groups; g++) {
+    const uint32_t* at = groups[g] + column;
+    _tile_loadd(6, weights + g * GROUP, weight_stride * 2);
+    _tile_loadd(7, at, head_dim * 4);
+    _tile_dpbf16ps(0, 6, 7);
+    _tile_loadd(7, at + 16, head_dim * 4);
+    _tile_dpbf16ps(1, 6, 7);
+    if constexpr (N > 2) {
+      _tile_loadd(7, at + 32, head_dim * 4);
+      _tile_dpbf16ps(2, 6, 7);
+      _tile_loadd(7, at + 48, head_dim * 4);
+      _tile_dpbf16ps(3, 6, 7);
+    }
   }
   store_sums<N>(out, out_stride);
 }
 
-// out [16][head_dim] += weights [16][num_keys] times values [num_keys / 2][head_dim], `num_keys` rounded up to 32.
-static void weigh_on_tiles(const bf16* weights, int64_t weight_stride, const uint32_t* values, int64_t head_dim,
-                           int64_t num_keys, float* out, int64_t out_stride) {
+// out [16][head_dim] += weights [16][16 * num_groups] times the groups' values, each [8][head_dim] twos.
+static void weigh_on_tiles(const bf16* weights, int64_t weight_stride, const uint32_t* const* groups,
+                           int64_t num_groups, int64_t head_dim, float* out, int64_t out_stride) {
   order_memory();
   int64_t i = 0;
   for (; i + 64 <= head_dim; i += 64)
-    weigh_columns_on_tiles<4>(weights, weight_stride, values + i, head_dim, num_keys, out + i, out_stride);
+    weigh_columns_on_tiles<4>(weights, weight_stride, groups, num_groups, i, head_dim, out + i, out_stride);
   if (i < head_dim)
-    weigh_columns_on_tiles<2>(weights, weight_stride, values + i, head_dim, num_keys, out + i, out_stride);
+    weigh_columns_on_tiles<2>(weights, weight_stride, groups, num_groups, i, head_dim, out + i, out_stride);
   order_memory();
 }
 
-// All values of a packed tile in one piece, and zeros after its last key as far as 32 more.
-static void join_values(const Tile<bf16>& tile, int64_t head_dim, uint32_t* joined) {
-  const int64_t num_keys = tile.last - tile.first, group = GROUP / 2 * head_dim;
-  int64_t g = 0;
-  for (; g < num_keys / GROUP; g++) std::memcpy(joined + g * group, tile.values[g], group * 4);
-  uint32_t* to = joined + g * group;
-  if (const int64_t rest = num_keys % GROUP) {
-    std::memcpy(to, tile.values[g], rest / 2 * head_dim * 4);
-    if (rest % 2)  // whose neighbour need not be a number
-      for (int64_t i = rest / 2 * head_dim; i < (rest / 2 + 1) * head_dim; i++) to[i] = tile.values[g][i] & 0xffff;
-    to += (rest + 1) / 2 * head_dim;
+// Where a tile ends within 16 keys: their values copied, with zeros for the rest. A weight of zero would not do, since
+// what the cache holds there need not be a number. `copy` holds [8][head_dim] twos.
+static void end_values(Tile<bf16>& tile, int64_t head_dim, uint32_t* copy) {
+  const int64_t num_keys = tile.last - tile.first, rest = num_keys % GROUP;
+  if (!rest) return;
+  const uint32_t*& last = tile.values[num_keys / GROUP];
+  std::memcpy(copy, last, rest / 2 * head_dim * 4);
+  uint32_t* to = copy + rest / 2 * head_dim;
+  if (rest % 2) {
+    for (int64_t i = 0; i < head_dim; i++) to[i] = last[rest / 2 * head_dim + i] & 0xffff;
+    to += head_dim;
   }
-  std::memset(to, 0, 2 * group * 4);
+  std::memset(to, 0, (copy + GROUP / 2 * head_dim - to) * 4);
+  last = copy;
 }
 
 }  // namespace RZ_ISA

@@ -44,22 +44,24 @@ struct Aligned {
 template <class T>
 struct Scratch {
   typedef typename Product<T>::Row Row;
-  Row* queries;   // [TASK_ROWS][padded]
-  float* out;     // [TASK_ROWS][padded]
+  Row* queries;   // [TASK_ROWS + SUBTILE][padded], and so many more rows than a task has that any 16 can be read
+  float* out;     // [TASK_ROWS + SUBTILE][padded]
   float* scores;  // [SUBTILE][TILE]
-  Row* weights;   // [SUBTILE][TILE]
+  Row* weights;   // [2 * SUBTILE][TILE], of which the lower half is only read
   T* tile;        // [2][TILE][padded]
+  float* apart;   // [SUBTILE][TILE], of rows that are computed apart from their neighbours
   int64_t padded;
   float greatest[TASK_ROWS], total[TASK_ROWS];
 
   explicit Scratch(int64_t head_dim) : padded(round_up(head_dim, 32)) {
     static thread_local Aligned memory;
-    const size_t rows = TASK_ROWS * padded, squares = SUBTILE * TILE, keys = 2 * TILE * padded;
-    char* at = (char*)memory.of((rows + squares) * (sizeof(Row) + 4) + keys * sizeof(T));
+    const size_t rows = (TASK_ROWS + SUBTILE) * padded, squares = SUBTILE * TILE, keys = 2 * TILE * padded;
+    char* at = (char*)memory.of((rows + 2 * squares) * (sizeof(Row) + 4) + keys * sizeof(T));
     out = (float*)at, at += rows * 4;
     scores = (float*)at, at += squares * 4;
+    apart = (float*)at, at += squares * 4;
     queries = (Row*)at, at += rows * sizeof(Row);
-    weights = (Row*)at, at += squares * sizeof(Row);
+    weights = (Row*)at, at += 2 * squares * sizeof(Row);
     tile = (T*)at;
   }
 };
