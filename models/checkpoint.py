@@ -14,6 +14,7 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.errors import CheckpointError, UnsupportedModel
+from models.kernels.cpu.memory import returned_when_freed
 from models.kernels.interface import Kernels
 from models.layers.linear import Linear
 from models.safetensor_files import SafetensorFiles, open_safetensors
@@ -66,13 +67,14 @@ def load_decoder(
         for piece in wanted:
             files.check(piece)
         _refuse_unexpected(files, config, {piece.tensor for piece in wanted})
-    decoder = Decoder(config, communicator, dtype=dtype, device=device).requires_grad_(False).eval()
-    for part in _parts(wanted):
-        with open_safetensors(folder) as files:
-            for name, of_module in groupby(part, _module_name):
-                _fill(decoder, name, of_module, files)
-                if kernels is not None:
-                    _hand_over(decoder, name, kernels)
+    with returned_when_freed():
+        decoder = Decoder(config, communicator, dtype=dtype, device=device).requires_grad_(False).eval()
+        for part in _parts(wanted):
+            with open_safetensors(folder) as files:
+                for name, of_module in groupby(part, _module_name):
+                    _fill(decoder, name, of_module, files)
+                    if kernels is not None:
+                        _hand_over(decoder, name, kernels)
     if kernels is not None:
         decoder.use(kernels)
     return decoder

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +14,11 @@ from torch import Tensor
 #: Weights are taken from pieces of this size, so that they begin and end together on few large pages.
 _PIECE_BYTES = 64 * 2**20
 _ALIGNMENT = 64
+#: Of glibc's mallopt: blocks of at least so many bytes are mappings of their own, which end when the block is freed.
+_M_MMAP_THRESHOLD = -3
+#: The largest that glibc would come to by itself, and what is enough for weights.
+_USUAL_THRESHOLD = 32 * 2**20
+_LOW_THRESHOLD = 2**20
 
 
 class Arena:
@@ -40,6 +48,24 @@ def large_pages(size: int) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+@contextmanager
+def returned_when_freed() -> Iterator[None]:
+    """Within, whatever is as large as a weight goes back to the system when it is freed.
+
+    Else glibc takes such blocks from its heap once it has seen some of them come and go, and keeps them: the weights
+    that were packed would stay a second time as free memory. Other systems' allocators are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LOW_THRESHOLD)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, _USUAL_THRESHOLD)
 
 
 class Workspace:
