@@ -71,14 +71,17 @@ class RunningStack:
 
     def up(self) -> dict[str, Any]:
         """Start it in the foreground of a process of its own, and wait for its word."""
-        self.process = subprocess.Popen(
-            self.up_argv, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        errors = self.data_dir.with_name(f"{self.data_dir.name}.stderr")
+        with errors.open("a") as stderr:  # a pipe that nobody reads would fill and stop the supervisor
+            self.process = subprocess.Popen(
+                self.up_argv, env=self.environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            _, errors = self.process.communicate(timeout=30)
-            raise AssertionError(f"up ended with {self.process.returncode}: {errors}\n{self.logs()}")
+            self.process.communicate(timeout=30)
+            raise AssertionError(f"up ended with {self.process.returncode}: {errors.read_text()}\n{self.logs()}")
         self.report = json.loads(line)
         return self.report
 
@@ -101,14 +104,25 @@ class RunningStack:
         finally:
             fleet.close()
 
-    def client(self) -> openai.OpenAI:
-        """The stock client; a proxy that the environment names knows nothing of our ports."""
+    def client(self, api_key: str | None = None) -> openai.OpenAI:
+        """The stock client, with the first key or another; a proxy of the environment knows nothing of our ports."""
         return openai.OpenAI(
             base_url=self.report["base_url"],
-            api_key=self.report["api_key"],
+            api_key=api_key or self.report["api_key"],
             max_retries=2,
             http_client=openai.DefaultHttpxClient(trust_env=False),
         )
+
+    def create_key(self, tenant: str) -> str:
+        """A key of this tenant, which is made where it is not there."""
+        made = self.run("keys", "create", "--tenant", tenant, "--json", check=True)
+        return str(json.loads(made.stdout)["key"])
+
+    def pid(self, name: str) -> int | None:
+        """The pid of a process that `up` started, by what the supervisor wrote last: needs no database."""
+        state = find_state(DataDir(self.data_dir))
+        process = None if state is None else state.processes.get(name)
+        return None if process is None else process.pid
 
     def kill(self, *names: str) -> dict[str, int]:
         """SIGKILL processes by name, all at once; returns the pids that they had."""

@@ -76,13 +76,15 @@ def read_lines(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any
     return [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
 
 
-def check_complete(stack: RunningStack, batch: Batch, lines: list[dict[str, Any]]) -> None:
-    """Every request succeeded, is in the output file once, and is billed once."""
+def check_complete(
+    stack: RunningStack, batch: Batch, lines: list[dict[str, Any]], client: openai.OpenAI | None = None
+) -> None:
+    """Every request succeeded, is in the output file once, and is billed once. `client` is the batch's tenant's."""
     custom_ids = [line["custom_id"] for line in lines]
     assert batch.status == "completed", batch
     assert batch.request_counts is not None
     assert batch.request_counts.model_dump() == {"total": len(lines), "completed": len(lines), "failed": 0}
-    output = read_lines(stack.client(), batch.output_file_id)
+    output = read_lines(client or stack.client(), batch.output_file_id)
     assert [line["custom_id"] for line in output] == custom_ids  # no line missing or doubled, in input order
     assert batch.error_file_id is None
     usage = [line["response"]["body"]["usage"] for line in output]
