@@ -23,6 +23,7 @@ from workers.backends.protocol import (
     Load,
     Outcome,
     OutcomeStatus,
+    Progress,
 )
 from workers.fleet import GroupIdentity
 from workers.group import Group
@@ -82,6 +83,7 @@ class ScriptedEngine:
         self.crashes: list[list[str]] = []
         self.submitted: list[EngineRequest] = []
         self.aborted: list[str] = []
+        self.progress: list[Progress] = []
 
     def start(self) -> None:
         self.state = EngineState.READY
@@ -137,6 +139,11 @@ class ScriptedEngine:
             Outcome(id=request_id, status=OutcomeStatus.CRASHED, num_prompt_tokens=3) for request_id in self.running
         ]
         self.running.clear()
+
+    def take_progress(self) -> list[Progress]:
+        with self.changed:
+            taken, self.progress = self.progress, []
+        return taken
 
     def load(self) -> Load:
         return Load(num_waiting=0, num_running=len(self.running), num_kv_tokens=64, num_kv_tokens_used=0)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
+import msgspec
+
 from pipeline.tokenization import Detokenizer, Tokenizer, TokenizerError
 from workers.backends.protocol import (
     Choice,
@@ -19,9 +21,16 @@ from workers.backends.protocol import (
     Load,
     Outcome,
     OutcomeStatus,
+    Partial,
+    PartialChoice,
     PositionLogprobs,
+    Progress,
     TokenLogprob,
 )
+from workers.backends.validation import fits
+
+#: Tokens of one request between two reports of its progress.
+REPORT_TOKENS = 16
 
 
 class EchoEngine:
@@ -29,7 +38,7 @@ class EchoEngine:
 
     Stop strings, n, logprobs (every token is certain) and token counts are as a real engine's. It has no thread of
     its own: an answer is made by whoever takes it. `tokens_per_second` counts completion tokens over all requests;
-    0 is no limit.
+    0 is no limit. With a limit one request is answered at a time, and its progress is reported as time passes.
     """
 
     def __init__(
@@ -41,6 +50,9 @@ class EchoEngine:
         self._changed = threading.Condition()
         self._queue: OrderedDict[str, EngineRequest] = OrderedDict()
         self._outcomes: deque[Outcome] = deque()
+        self._progress: list[Progress] = []
+        #: Tokens per choice of the first of the queue that were reported, or known before.
+        self._num_reported = 0
         self._state = EngineState.STARTING
         self._num_steps = 0
         #: When the answer before the first of the queue ended, or the queue began.
@@ -59,16 +71,25 @@ class EchoEngine:
             if self._state is not EngineState.READY:
                 self._outcomes.append(Outcome(id=request.id, status=OutcomeStatus.CRASHED))
             else:
-                if not self._queue:
-                    self._idle_until = self._clock()
+                if request.partial is not None and not fits(request.partial, request, self._tokenizer.vocab_size):
+                    request = msgspec.structs.replace(request, partial=None)
                 self._queue[request.id] = request
+                if len(self._queue) == 1:
+                    self._begin_next(self._clock())
             self._changed.notify()
 
     def abort(self, ids: Collection[str]) -> None:
         with self._changed:
             for request_id in ids:
-                if self._queue.pop(request_id, None) is not None:
-                    self._outcomes.append(Outcome(id=request_id, status=OutcomeStatus.ABORTED))
+                if request_id not in self._queue:
+                    continue
+                is_first = request_id == next(iter(self._queue))
+                if is_first:
+                    self._report_progress(least=1)
+                request = self._queue.pop(request_id)
+                self._outcomes.append(Outcome(id=request_id, status=OutcomeStatus.ABORTED, partial=request.partial))
+                if is_first:
+                    self._begin_next(self._clock())
             self._changed.notify()
 
     def take_outcomes(self, max_outcomes: int, timeout: float) -> list[Outcome]:
@@ -83,6 +104,12 @@ class EchoEngine:
                 self._changed.wait(wait)
         return outcomes + [self._answer(request) for request in due]
 
+    def take_progress(self) -> list[Progress]:
+        with self._changed:
+            self._report_progress(least=REPORT_TOKENS)
+            taken, self._progress = self._progress, []
+        return taken
+
     def load(self) -> Load:
         with self._changed:
             num_queued = len(self._queue)
@@ -96,7 +123,10 @@ class EchoEngine:
     def stop(self) -> None:
         with self._changed:
             self._state = EngineState.STOPPED
-            self._outcomes += [Outcome(id=request_id, status=OutcomeStatus.CRASHED) for request_id in self._queue]
+            self._outcomes += [
+                Outcome(id=request.id, status=OutcomeStatus.CRASHED, partial=request.partial)
+                for request in self._queue.values()
+            ]
             self._queue.clear()
             self._changed.notify_all()
 
@@ -105,12 +135,45 @@ class EchoEngine:
         now = self._clock()
         while self._queue and len(due) < max_due:
             request = next(iter(self._queue.values()))
-            end = self._idle_until + request.params.max_tokens * request.params.n * self._seconds_per_token
+            num_tokens = (request.params.max_tokens - _num_before(request)) * request.params.n
+            end = self._idle_until + num_tokens * self._seconds_per_token
             if end > now:
                 return min(end, deadline) - now
-            self._idle_until = end
             due.append(self._queue.pop(request.id))
+            self._begin_next(end)
         return deadline - now
+
+    def _begin_next(self, at: float) -> None:
+        self._idle_until = at
+        if self._queue:
+            self._num_reported = _num_before(next(iter(self._queue.values())))
+
+    def _report_progress(self, *, least: int) -> None:
+        """Of the request that is being answered, if so many tokens are new."""
+        if not self._queue or not self._seconds_per_token:
+            return
+        request = next(iter(self._queue.values()))
+        num_choices = request.params.n
+        num_new = int((self._clock() - self._idle_until) / self._seconds_per_token / num_choices)
+        if num_new * num_choices < least:
+            return
+        whole = self._choice(request)
+        num_tokens = min(self._num_reported + num_new, len(whole.token_ids) - 1)  # the last one ends the answer
+        if num_tokens <= self._num_reported:
+            return
+        token_ids = whole.token_ids[self._num_reported : num_tokens]
+        logprobs: list[tuple[float, list[tuple[int, float]]]] = []
+        if (num_top := request.params.logprobs) is not None:
+            logprobs = [(0.0, [(token_id, 0.0)] if num_top > 0 else []) for token_id in token_ids]
+        partial = Partial(choices=[PartialChoice(token_ids, logprobs)] * num_choices)
+        self._progress.append(Progress(id=request.id, partial=partial))
+        before = request.partial
+        self._queue[request.id] = msgspec.structs.replace(
+            request, partial=partial if before is None else before.joined(partial)
+        )
+        # What it takes from here counts from here.
+        self._idle_until += (num_tokens - self._num_reported) * num_choices * self._seconds_per_token
+        self._num_reported = num_tokens
 
     def _answer(self, request: EngineRequest) -> Outcome:
         self._num_steps += 1
@@ -160,6 +223,11 @@ class EchoEngine:
             logprob=0.0,
         )
         return PositionLogprobs(sampled=token, top=[token] if with_top else [], text_offset=text_offset)
+
+
+def _num_before(request: EngineRequest) -> int:
+    """Tokens per choice that were generated before."""
+    return 0 if request.partial is None else max(len(choice.token_ids) for choice in request.partial.choices)
 
 
 def _numbered(choice: Choice, index: int) -> Choice:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Collection
 
+import msgspec
 import structlog
 
 from workers.backends.protocol import (
@@ -17,10 +18,11 @@ from workers.backends.protocol import (
     Load,
     Outcome,
     OutcomeStatus,
+    Progress,
 )
 from workers.backends.ranks import Ranks
-from workers.backends.validation import check_request
-from workers.engine.messages import Abort, Admitted, FromRank, Heartbeat, Outcomes, Ready, Submit
+from workers.backends.validation import check_request, fits
+from workers.engine.messages import Abort, Admitted, FromRank, Heartbeat, Outcomes, Progressed, Ready, Submit
 from workers.engine.options import EngineOptions
 
 __all__ = ["EngineOptions", "NativeEngine"]
@@ -59,6 +61,7 @@ class NativeEngine:
         self._admitted: set[str] = set()
         self._aborting: set[str] = set()
         self._outcomes: deque[Outcome] = deque()
+        self._progress: list[Progress] = []
         self._num_steps = 0
         self._num_steps_before = 0  # of the generations of ranks that crashed
         self._num_restarts = 0
@@ -90,7 +93,14 @@ class NativeEngine:
             if request.id in self._in_flight:
                 raise ValueError(f"Request {request.id} is in the engine already; its id must be another.")
             if self._state in (EngineState.DEGRADED, EngineState.STOPPED):
-                self._report(Outcome(id=request.id, status=OutcomeStatus.CRASHED, error_message=self._reason))
+                self._report(
+                    Outcome(
+                        id=request.id,
+                        status=OutcomeStatus.CRASHED,
+                        partial=request.partial,
+                        error_message=self._reason,
+                    )
+                )
                 return
             if self._ready is None:
                 raise EngineStartError("The engine was not started.")
@@ -108,6 +118,9 @@ class NativeEngine:
                     )
                 )
                 return
+            if request.partial is not None and not fits(request.partial, request, self._ready.vocab_size):
+                log.warning("what was generated before can't be gone on from; the request begins anew", id=request.id)
+                request = msgspec.structs.replace(request, partial=None)
             if not self._in_flight:
                 self._progressed_at = time.monotonic()
             self._in_flight[request.id] = request
@@ -130,6 +143,11 @@ class NativeEngine:
         with self._changed:
             self._changed.wait_for(lambda: self._outcomes, timeout)
             return [self._outcomes.popleft() for _ in range(min(max_outcomes, len(self._outcomes)))]
+
+    def take_progress(self) -> list[Progress]:
+        with self._changed:
+            taken, self._progress = self._progress, []
+        return taken
 
     def load(self) -> Load:
         with self._changed:
@@ -208,6 +226,9 @@ class NativeEngine:
                     case Outcomes(outcomes=outcomes):
                         for outcome in outcomes:
                             self._end(outcome)
+                    case Progressed(progress=progress):
+                        for one in progress:
+                            self._advance(one)
                     case Admitted(ids=ids):
                         self._admitted.update(request_id for request_id in ids if request_id in self._in_flight)
                     case Heartbeat():
@@ -294,10 +315,19 @@ class NativeEngine:
         self._outcomes.append(outcome)
         self._changed.notify_all()
 
+    def _advance(self, one: Progress) -> None:
+        request = self._in_flight.get(one.id)
+        if request is not None:
+            partial = one.partial if request.partial is None else request.partial.joined(one.partial)
+            self._in_flight[one.id] = msgspec.structs.replace(request, partial=partial)
+            self._progress.append(one)
+
     def _end(self, outcome: Outcome) -> None:
         self._admitted.discard(outcome.id)
         self._aborting.discard(outcome.id)
-        if self._in_flight.pop(outcome.id, None) is not None:
+        if (request := self._in_flight.pop(outcome.id, None)) is not None:
+            if outcome.status in (OutcomeStatus.ABORTED, OutcomeStatus.CRASHED):
+                outcome = msgspec.structs.replace(outcome, partial=request.partial)
             self._report(outcome)
 
     def _report_crashed(self, ids: Collection[str], reason: str) -> None:

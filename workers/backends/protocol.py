@@ -14,6 +14,51 @@ import msgspec
 from pipeline.schemas.generation import GenerationParams
 
 
+class PartialChoice(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one choice, in the order in which they were generated."""
+
+    token_ids: list[int]
+    #: One entry per token where log-probabilities were asked for, else none: the token's own, and the likeliest tokens
+    #: with theirs. See `workers.engine.sampler.Sample`.
+    logprobs: list[tuple[float, list[tuple[int, float]]]] = []
+
+    def joined(self, later: PartialChoice) -> PartialChoice:
+        return PartialChoice(self.token_ids + later.token_ids, self.logprobs + later.logprobs)
+
+
+class Partial(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine has generated of an answer so far: enough for any engine to go on from there.
+
+    The rest is drawn by (seed, choice, position), so that the answer is the one that would have come anyway.
+    """
+
+    #: One per choice.
+    choices: list[PartialChoice]
+    #: As in `Outcome`: prompt tokens that the first attempt found in the prefix cache, and engine time so far.
+    num_cached_tokens: int = 0
+    engine_ms: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated, over all choices."""
+        return sum(len(choice.token_ids) for choice in self.choices)
+
+    def joined(self, later: Partial) -> Partial:
+        """This and what was generated after it."""
+        return Partial(
+            choices=[before.joined(after) for before, after in zip(self.choices, later.choices, strict=True)],
+            num_cached_tokens=later.num_cached_tokens,
+            engine_ms=later.engine_ms,
+        )
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """What was generated of one request since its last report, or since it was submitted."""
+
+    id: str
+    partial: Partial
+
+
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request for the engine. Everything about it was checked on the CPU before."""
 
@@ -25,6 +70,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     #: Prefix blocks are shared only between requests of equal salt (the tenant's id).
     cache_salt: str = ""
+    #: What an earlier attempt has generated of the answer; the engine goes on from there.
+    partial: Partial | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +126,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     num_completion_tokens: int = 0
     #: Its share of every step that it ran in: step milliseconds x its tokens / the step's tokens.
     engine_ms: int = 0
+    #: Of an aborted or a crashed request: all that is known of its answer, for the next attempt.
+    partial: Partial | None = None
     error_code: str | None = None
     error_message: str | None = None
 
@@ -131,6 +180,11 @@ class Engine(Protocol):
 
     def take_outcomes(self, max_outcomes: int, timeout: float) -> list[Outcome]:
         """Outcomes in the order of their ends, as soon as there is one; none after `timeout` seconds."""
+
+    def take_progress(self) -> list[Progress]:
+        """What was generated since the last call, in its order. All that is known of a request that was aborted or
+        has crashed is here before its outcome is; an engine that answers in an instant has nothing to report.
+        """
 
     def load(self) -> Load: ...
 

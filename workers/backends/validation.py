@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.schemas.generation import MAX_TOP_LOGPROBS, GenerationParams
-from workers.backends.protocol import EngineRequest
+from workers.backends.protocol import EngineRequest, Partial
 
 #: Most choices that one request may ask for: each is a sequence of its own.
 MAX_CHOICES = 128
@@ -41,6 +41,19 @@ def check_request(request: EngineRequest, *, vocab_size: int, context_length: in
     if not -(2**63) <= request.seed < 2**63 or (params.seed is not None and not -(2**63) <= params.seed < 2**63):
         return Rejection("invalid_parameter", "seed must fit into 64 bits.")
     return None
+
+
+def fits(partial: Partial, request: EngineRequest, vocab_size: int) -> bool:
+    """Whether the engine can go on with the request from there; it may come from another version, or be damaged."""
+    params = request.params
+    num_logprobs = 0 if params.logprobs is None else 1
+    return len(partial.choices) == params.n and all(
+        len(choice.token_ids) <= params.max_tokens
+        and len(choice.logprobs) == num_logprobs * len(choice.token_ids)
+        and all(0 <= token_id < vocab_size for token_id in choice.token_ids)
+        and all(0 <= token_id < vocab_size for _, top in choice.logprobs for token_id, _ in top)
+        for choice in partial.choices
+    )
 
 
 def _parameter_problem(params: GenerationParams, vocab_size: int) -> str | None:

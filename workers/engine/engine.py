@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from models.kernels.interface import PLAIN
 from pipeline.tokenization import Tokenizer
-from workers.backends.protocol import Choice, EngineRequest, Outcome, OutcomeStatus
+from workers.backends.protocol import (
+    Choice,
+    EngineRequest,
+    Outcome,
+    OutcomeStatus,
+    Partial,
+    PartialChoice,
+    Progress,
+)
 from workers.engine.choice_writer import ChoiceWriter
 from workers.engine.messages import Step
 from workers.engine.model_runner import make_step
-from workers.engine.sampler import sample
+from workers.engine.sampler import Sample, sample
 from workers.engine.scheduler import Plan, Scheduler
 from workers.engine.sequence import Sequence
 
 INVALID_LOGITS = "invalid_logits"
 KV_CACHE_EXCEEDED = "kv_cache_exceeded"
+
+#: Tokens of one request that are generated between two reports of its progress.
+REPORT_TOKENS = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +43,41 @@ class RequestState:
     writers: list[ChoiceWriter]
     choices: dict[int, Choice] = field(default_factory=dict)
     engine_ms: float = 0.0
+    #: By choice: what was generated since the last report; empty for a request too short to be worth one.
+    unreported: list[list[Sample]] = field(default_factory=list)
+    num_unreported: int = 0
+
+    @property
+    def num_cached_tokens(self) -> int:
+        # The other choices find the prompt of the first: that is no hit of what was there before.
+        return self.sequences[0].num_cached_tokens or 0
+
+    def resume(self, partial: Partial) -> None:
+        """Take over what was generated before; choices that it finishes are finished."""
+        self.engine_ms = partial.engine_ms
+        self.sequences[0].num_cached_tokens = partial.num_cached_tokens
+        for sequence, writer, generated in zip(self.sequences, self.writers, partial.choices, strict=True):
+            for one in samples_of(generated):
+                if writer.finish_reason is None:
+                    sequence.append(one.token_id)
+                    writer.append(one)
+            if writer.finish_reason is not None:
+                self.choices[sequence.index] = writer.choice()
+
+    def add_unreported(self, index: int, generated: Sample) -> bool:
+        """Keep a token for the next report; whether that is due."""
+        if not self.unreported:
+            return False
+        self.unreported[index].append(generated)
+        self.num_unreported += 1
+        return self.num_unreported >= REPORT_TOKENS
+
+    def take_progress(self) -> Progress:
+        choices = [partial_choice(samples) for samples in self.unreported]
+        self.unreported = [[] for _ in self.unreported]
+        self.num_unreported = 0
+        partial = Partial(choices=choices, num_cached_tokens=self.num_cached_tokens, engine_ms=round(self.engine_ms))
+        return Progress(id=self.request.id, partial=partial)
 
     def outcome(
         self, status: OutcomeStatus, error_code: str | None = None, error_message: str | None = None
@@ -42,13 +88,28 @@ class RequestState:
             status=status,
             choices=[self.choices[index] for index in sorted(self.choices)] if is_finished else [],
             num_prompt_tokens=len(self.request.prompt_token_ids),
-            # The other choices find the prompt of the first: that is no hit of what was there before.
-            num_cached_tokens=self.sequences[0].num_cached_tokens or 0,
+            num_cached_tokens=self.num_cached_tokens,
             num_completion_tokens=sum(sequence.num_generated_tokens for sequence in self.sequences),
             engine_ms=round(self.engine_ms),
             error_code=error_code,
             error_message=error_message,
         )
+
+
+def partial_choice(samples: Iterable[Sample]) -> PartialChoice:
+    return PartialChoice(
+        [one.token_id for one in samples],
+        [(one.logprob, list(one.top_logprobs)) for one in samples if one.logprob is not None],
+    )
+
+
+def samples_of(choice: PartialChoice) -> list[Sample]:
+    if not choice.logprobs:
+        return [Sample(token_id) for token_id in choice.token_ids]
+    return [
+        Sample(token_id, logprob, tuple(top))
+        for token_id, (logprob, top) in zip(choice.token_ids, choice.logprobs, strict=True)
+    ]
 
 
 class EngineCore:
@@ -82,14 +143,18 @@ class EngineCore:
         self._greatest = greatest
         self._clock = clock
         self._requests: dict[str, RequestState] = {}
+        self._due: dict[str, RequestState] = {}
         self._planned_at = 0.0
 
     @property
     def is_idle(self) -> bool:
         return not self._requests
 
-    def submit(self, request: EngineRequest) -> None:
-        """Queue a request; its choices are scheduled as sequences of their own, which share the prompt's blocks."""
+    def submit(self, request: EngineRequest) -> list[Outcome]:
+        """Queue a request; its choices are scheduled as sequences of their own, which share the prompt's blocks.
+
+        Returns its outcome where what was generated before is all of it already.
+        """
         assert request.id not in self._requests, "a request was submitted twice"
         params = request.params
         # The salt's length keeps apart what the two parts could otherwise be joined to.
@@ -110,17 +175,28 @@ class EngineCore:
             ],
             writers=[ChoiceWriter(index, params, self._tokenizer, self._eos_token_ids) for index in range(params.n)],
         )
+        if params.max_tokens > REPORT_TOKENS:
+            state.unreported = [[] for _ in state.sequences]
         self._requests[request.id] = state
+        if request.partial is not None:
+            state.resume(request.partial)
+        if len(state.choices) == params.n:
+            return [self._end(state, OutcomeStatus.FINISHED)]
         for sequence in state.sequences:
-            self.scheduler.add(sequence)
+            if sequence.index not in state.choices:
+                self.scheduler.add(sequence)
+        return []
 
     def abort(self, ids: Collection[str]) -> list[Outcome]:
-        """Free what these requests hold, at once. Those that are not here are fine."""
-        return [
-            self._end(state, OutcomeStatus.ABORTED)
-            for request_id in ids
-            if (state := self._requests.get(request_id)) is not None
-        ]
+        """Free what these requests hold, at once; their last progress is to be taken. Those not here are fine."""
+        states = [state for request_id in ids if (state := self._requests.get(request_id)) is not None]
+        self._due |= {state.request.id: state for state in states if state.num_unreported}
+        return [self._end(state, OutcomeStatus.ABORTED) for state in states]
+
+    def take_progress(self) -> list[Progress]:
+        """The reports that are due."""
+        due, self._due = self._due, {}
+        return [state.take_progress() for state in due.values()]
 
     def plan(self) -> Plan:
         """What the next step computes."""
@@ -140,6 +216,7 @@ class EngineCore:
         for state, error_code, error_message in ended:
             if state.request.id in self._requests:  # a request can fail by several of its choices
                 status = OutcomeStatus.FINISHED if error_code is None else OutcomeStatus.FAILED
+                self._due.pop(state.request.id, None)
                 outcomes.append(self._end(state, status, error_code, error_message))
         return outcomes
 
@@ -160,6 +237,8 @@ class EngineCore:
             sequence.append(next_token.token_id)
             writer = state.writers[sequence.index]
             writer.append(next_token)
+            if state.add_unreported(sequence.index, next_token):
+                self._due[sequence.request_id] = state
             if writer.finish_reason is not None:
                 self.scheduler.remove(sequence)
                 state.choices[sequence.index] = writer.choice()

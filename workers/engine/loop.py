@@ -14,6 +14,7 @@ from workers.engine.messages import (
     Channel,
     Heartbeat,
     Outcomes,
+    Progressed,
     Shutdown,
     Start,
     Submit,
@@ -68,8 +69,14 @@ def run_loop(core: EngineCore, parent: Channel[ToRank], clock: Callable[[], floa
         if core.is_idle or clock() - last_heartbeat >= HEARTBEAT_SECONDS:
             last_heartbeat = clock()
             parent.send(Heartbeat(num_steps=core.num_steps, num_kv_tokens_used=core.scheduler.num_tokens_used))
+        _report_progress(core, parent)
         if outcomes:
             parent.send(Outcomes(outcomes=outcomes))
+
+
+def _report_progress(core: EngineCore, parent: Channel[ToRank]) -> None:
+    if progress := core.take_progress():
+        parent.send(Progressed(progress=progress))
 
 
 def _receive(core: EngineCore, parent: Channel[ToRank]) -> bool:
@@ -77,9 +84,11 @@ def _receive(core: EngineCore, parent: Channel[ToRank]) -> bool:
     while core.is_idle or parent.poll():
         match parent.receive():
             case Submit(request=request):
-                core.submit(request)
+                if outcomes := core.submit(request):
+                    parent.send(Outcomes(outcomes=outcomes))
             case Abort(ids=ids):
                 if outcomes := core.abort(ids):
+                    _report_progress(core, parent)
                     parent.send(Outcomes(outcomes=outcomes))
             case Shutdown():
                 return False

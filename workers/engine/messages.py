@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from workers.backends.protocol import EngineRequest, Outcome
+from workers.backends.protocol import EngineRequest, Outcome, Progress
 from workers.engine.options import EngineOptions
 
 
@@ -62,6 +62,12 @@ class Admitted(Message, frozen=True, kw_only=True):
     ids: list[str]
 
 
+class Progressed(Message, frozen=True, kw_only=True):
+    """What running requests have come to, so that no more than a few tokens are lost with the ranks."""
+
+    progress: list[Progress]
+
+
 class Outcomes(Message, frozen=True, kw_only=True):
     outcomes: list[Outcome]
 
@@ -112,7 +118,7 @@ class Step(Message, frozen=True, kw_only=True):
 
 
 ToRank = Start | Submit | Abort | Shutdown
-FromRank = Ready | Admitted | Outcomes | Heartbeat | Failed
+FromRank = Ready | Admitted | Progressed | Outcomes | Heartbeat | Failed
 ToFollower = Allocate | Step | Shutdown
 FromFollower = Capacity
 

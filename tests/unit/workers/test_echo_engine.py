@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from tokenizer_folders import byte_level
 
@@ -47,6 +48,47 @@ def test_an_answer_is_the_prompt_cut_to_max_tokens(engine: EchoEngine, tokenizer
     assert outcome.choices[0].text == tokenizer.decode(prompt[:3])
     assert outcome.choices[0].finish_reason == "length"
     assert (outcome.num_prompt_tokens, outcome.num_completion_tokens) == (len(prompt), 3)
+
+
+def test_progress_comes_as_time_passes_and_another_engine_goes_on_from_it(folder: Path) -> None:
+    now = 0.0
+    one = request(list(range(3, 60)), max_tokens=50, n=2, logprobs=1)
+    other = request([7, 8], id="2.1", max_tokens=40)
+
+    def started() -> EchoEngine:
+        engine = EchoEngine(folder, tokens_per_second=10.0, clock=lambda: now)
+        engine.start()
+        return engine
+
+    unlimited = EchoEngine(folder)
+    unlimited.start()
+    whole = answer(unlimited, one)
+    first = started()
+    first.submit(one)
+    first.submit(other)
+    now = 0.5
+    assert first.take_progress() == []
+    now = 4.1
+    (progress,) = first.take_progress()
+    assert [len(choice.token_ids) for choice in progress.partial.choices] == [20, 20]
+    now = 4.5
+    first.abort(["1.1"])
+    (rest,) = first.take_progress()
+    (aborted,) = first.take_outcomes(8, timeout=0)
+    assert aborted.partial == progress.partial.joined(rest.partial)
+    assert aborted.partial.num_tokens == 44
+
+    second = started()
+    second.submit(msgspec.structs.replace(one, partial=aborted.partial))
+    now = 4.5 + 5.5
+    assert second.take_outcomes(8, timeout=0) == []
+    now = 4.5 + 5.7
+    (resumed,) = second.take_outcomes(8, timeout=0)
+    assert (resumed.choices, resumed.num_completion_tokens) == (whole.choices, 100)
+    # The one that waited began when the other was stopped.
+    now = 4.5 + 4.1
+    (outcome,) = first.take_outcomes(8, timeout=0)
+    assert outcome.id == "2.1"
 
 
 def test_a_short_prompt_is_repeated(engine: EchoEngine, tokenizer: Tokenizer) -> None:
