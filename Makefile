@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test peers lint format clean
+.PHONY: help install venv demo test soak peers lint format clean
 
 help:  ## Shows this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 12
@@ -32,6 +32,10 @@ demo: $(STAMP)  ## Runs a real batch on this machine, from upload to bill
 
 test: $(STAMP)  ## Runs every test
 	@exec $(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+
+SOAK_SECONDS ?= 600
+soak: $(STAMP)  ## Breaks a running stack at random for SOAK_SECONDS, by a seed that it prints
+	@PYTHONPATH=tests exec $(BIN)/python tests/chaos/soak.py --seconds $(SOAK_SECONDS) $(SOAK_FLAGS)
 
 # Each in an environment of its own, since they want different versions of the same libraries.
 peers: $(PEERS:%=$(PEER_ENVS)/%/.installed)  ## Installs the engines that benchmarks/engine.py measures against

@@ -73,7 +73,8 @@ def wait_until_under_way(client: openai.OpenAI, batch_id: str, num_completed: in
 def read_lines(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     if file_id is None:
         return []
-    return [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
+    # Not `splitlines`, which also ends a line at characters that JSON takes as they are.
+    return [json.loads(line) for line in client.files.content(file_id).read().split(b"\n") if line]
 
 
 def check_complete(

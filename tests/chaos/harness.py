@@ -113,7 +113,7 @@ class _Run:
         try:
             self._run_batches()
             attempts = self._check()
-        except (AssertionError, openai.APIStatusError) as error:
+        except (AssertionError, openai.APIStatusError, ValueError) as error:
             violations.append(f"{type(error).__name__}: {error}")
         finally:
             for healer in self.healers:

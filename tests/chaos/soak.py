@@ -1,8 +1,8 @@
 """Runs seeded fault schedules on one real stack, for a time (`make soak`) or for a number, and reports what was found.
 
 Schedule number `n` has the seed `--seed` + n, so `--seed THAT --schedules 1` runs one of them again. With `--results`,
-each schedule is a line of JSON in that file, and a run that was interrupted goes on after the last one. Exit code 1 on
-any violation.
+each schedule is a line of JSON in that file, and a run that was interrupted goes on after the last one; with `--folder`
+the data of the stack stay there. Exit code 1 on any violation.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from faults import Fault, stack_faults
-from harness import Chaos, Report, Violation, running
+from harness import Chaos, Report, running
 from memory import MemoryWatch
 from model_folders import random_llama
 from reporting import summarize
 from schedules import Schedule
+
+#: Without faults the stack is to work as hard as it can.
+FULL_SPEED = {"RYZANSTEIN_ECHO_TOKENS_PER_SECOND": "0", "RYZANSTEIN_SLICE_REQUESTS": "200"}
 
 
 def main() -> int:
     options = _parse()
     with tempfile.TemporaryDirectory(prefix="ryzanstein-soak-", ignore_cleanup_errors=True) as folder:
         try:
-            reports, memory = _soak(options, Path(folder))
+            reports, memory = _soak(options, options.folder or Path(folder))
         except KeyboardInterrupt:
             return 130
     print(summarize(reports))
@@ -41,23 +44,26 @@ def main() -> int:
 def _soak(options: argparse.Namespace, folder: Path) -> tuple[list[Report], MemoryWatch | None]:
     faults = _chosen(options.faults)
     print(f"seed {options.seed}, faults: {len(faults)} kinds", flush=True)
-    model = random_llama(folder / "models" / "tiny")
+    model = folder / "models" / "tiny"
+    if not model.exists():
+        random_llama(model)
     reports: list[Report] = []
     memory = MemoryWatch() if not faults else None
-    env = {"RYZANSTEIN_ECHO_TOKENS_PER_SECOND": "0", "RYZANSTEIN_SLICE_REQUESTS": "200"} if not faults else {}
+    env = FULL_SPEED if not faults else {}
     with ExitStack() as stacks:
         for number, seed in enumerate(_seeds(options)):
             if number % options.restart_every == 0:
-                stacks.close()
-                stack_options = ("--engine", "echo", "--groups", str(options.groups))
-                chaos = stacks.enter_context(running(folder / f"stack-{number}", model, *stack_options, **env))
+                stacks.close()  # its data stay, and the next one goes on with them
+                arguments = ("--engine", "echo", "--groups", str(options.groups))
+                chaos = stacks.enter_context(running(folder / "stack", model, *arguments, **env))
                 if memory is not None:
                     memory.watch(chaos.stack)
             reports.append(_run(chaos, seed, faults, options))
             if memory is not None:
                 memory.look()
-        if not options.keep_going and reports and reports[-1].violations:
-            print(chaos.stack.logs(), file=sys.stderr)
+            if reports[-1].violations and not options.keep_going:
+                print(chaos.stack.logs(), file=sys.stderr)
+                break
     return reports, memory
 
 
@@ -86,8 +92,6 @@ def _run(chaos: Chaos, seed: int, faults: list[Fault], options: argparse.Namespa
     if options.results is not None:
         with options.results.open("a") as file:
             file.write(json.dumps(dataclasses.asdict(report)) + "\n")
-    if report.violations and not options.keep_going:
-        raise Violation(f"Seed {seed}: {report.violations}")
     return report
 
 
@@ -113,6 +117,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--restart-every", type=int, default=250, help="schedules after which the stack is a new one")
     parser.add_argument("--results", type=Path, help="file of JSON lines to append to, and to go on from")
+    parser.add_argument("--folder", type=Path, help="where the stack's data stay; else a temporary folder")
     parser.add_argument("--keep-going", action="store_true", help="after a violation")
     return parser.parse_args()
 
