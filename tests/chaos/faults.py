@@ -147,7 +147,7 @@ def _backends(stack: RunningStack) -> list[int]:
 
 def _ask_redis(stack: RunningStack, command: tuple[str, ...]) -> bool:
     with (
-        contextlib.suppress(redis.ConnectionError, redis.TimeoutError),
+        contextlib.suppress(redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError),  # by another fault
         redis.Redis.from_url(stack.report["redis_url"], socket_timeout=_PATIENCE, retry=None) as client,
     ):
         client.execute_command(*command)

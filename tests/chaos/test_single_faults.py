@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,18 @@ def test_a_fault_costs_no_request_and_no_cent(chaos: Chaos, fault: Fault) -> Non
     assert report.hits[0].at < NUM_REQUESTS, "it came when all was done"
     trace = TRACES.get(fault.name.replace("group-1", "group-0"))
     assert trace is None or report.attempts[trace] > 0
+
+
+def test_the_bills_are_what_was_used_and_no_more(chaos: Chaos) -> None:
+    """Of all batches that the faults above came upon, or of one where this runs alone."""
+    chaos.run(Schedule(seed=0, num_requests=20, events=()))
+    for tenant, client in chaos.clients.items():
+        usages = [batch.usage for batch in client.batches.list(limit=100)]
+        num_input = sum(usage.input_tokens for usage in usages if usage is not None)
+        num_output = sum(usage.output_tokens for usage in usages if usage is not None)
+
+        (bill,) = json.loads(chaos.stack.run("bill", "--tenant", tenant, "--json", check=True).stdout)
+
+        # The prices that `up` sets, per million tokens, at half price as all batches.
+        exact = (num_input * Decimal("0.10") + num_output * Decimal("0.40")) / 1_000_000 / 2
+        assert Decimal(bill["exact"]) == exact > 0
