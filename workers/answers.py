@@ -69,5 +69,6 @@ def _take_waste(held: HeldSlice) -> int:
 
 
 def computed_tokens(outcome: Outcome) -> int:
-    """Tokens that the engine computed for it; waste where there is no answer."""
-    return outcome.num_prompt_tokens - outcome.num_cached_tokens + outcome.num_completion_tokens
+    """Tokens that were computed for it and that no other attempt goes on from: waste, where there is no answer."""
+    num_kept = 0 if outcome.partial is None else outcome.partial.num_tokens
+    return outcome.num_prompt_tokens - outcome.num_cached_tokens + max(0, outcome.num_completion_tokens - num_kept)

@@ -10,6 +10,7 @@ from typing import Final
 from pipeline.jobs.claiming import PlannedRequest
 from workers.backends.protocol import Engine, EngineRequest, EngineState
 from workers.held_slices import HeldSlices, InFlight
+from workers.partial_outputs import decode_parts
 from workers.threads import GuardedThread
 
 _LONGEST_WAIT: Final = 0.25
@@ -49,6 +50,7 @@ def _engine_request(entered: InFlight) -> EngineRequest:
         params=request.params,
         seed=seed_of(request),
         cache_salt=entered.held.claimed.tenant_id,
+        partial=decode_parts(request),
     )
 
 

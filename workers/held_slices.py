@@ -235,6 +235,12 @@ class HeldSlices:
                 self._feeds and any(held.waiting or held.suspects for held in self._slices.values())
             )
 
+    def find_in_flight(self, engine_id: str) -> InFlight | None:
+        """A request in the engine, of a slice that the group holds."""
+        with self._changed:
+            running = self._in_flight.get(engine_id)
+            return None if running is None or running.held.end is not None else running
+
     def in_flight_ids(self) -> list[str]:
         with self._changed:
             return list(self._in_flight)

@@ -6,9 +6,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -16,20 +16,24 @@ from sqlalchemy import Engine as Database
 
 from pipeline.jobs import outbox
 from pipeline.jobs.claiming import PlannedRequest, count_crash_exposures
+from pipeline.jobs.partial_outputs import save_parts
 from pipeline.jobs.recording import Recorded, RequestOutcome, record_outcomes
 from pipeline.settings import Settings
 from pipeline.tables.requests import OutcomeKind
 from pipeline.tables.slices import AttemptEnd
 from pipeline.telemetry.logs import summarize_error
 from workers.answers import computed_tokens, outcome_of, without_answer
-from workers.backends.protocol import Engine, OutcomeStatus
+from workers.backends.protocol import Engine, Outcome, OutcomeStatus
 from workers.held_slices import HeldSlice, HeldSlices, InFlight
+from workers.partial_outputs import UnsavedOutputs, encode_part
 from workers.retries import TRANSIENT, Outage, until_done
 from workers.threads import GuardedThread
 
 log = structlog.get_logger(__name__)
 
 ENGINE_CRASHED: Final = "engine_crashed"
+
+T = TypeVar("T")
 
 #: Longest wait for the engine, so that outcomes which do not come from it are seen.
 _LONGEST_WAIT: Final = 0.25
@@ -46,7 +50,10 @@ class _Unrecorded:
 
 
 class Recorder:
-    """One thread between the engine and SQL. While SQL is away, outcomes wait here and in the engine."""
+    """One thread between the engine and SQL. While SQL is away, outcomes wait here and in the engine.
+
+    It also saves what running requests have come to, so that a group that dies loses little of it.
+    """
 
     def __init__(
         self,
@@ -66,6 +73,7 @@ class Recorder:
         self._outage = Outage("recording outcomes")
         #: The recorder thread's own.
         self._connection: Connection | None = None
+        self._unsaved = UnsavedOutputs()
         self._is_stopping = threading.Event()
         self._give_up = threading.Event()
         self._thread = GuardedThread("recorder", self._run, on_failure)
@@ -89,6 +97,8 @@ class Recorder:
             self._take()
             if self._is_due():
                 self._flush()
+            if self._unsaved.is_due() and not self._outage.seconds_to_retry:
+                self._save_outputs()
         if self._connection is not None:
             self._connection.close()
 
@@ -96,6 +106,11 @@ class Recorder:
 
     def _take(self) -> None:
         outcomes = self._engine.take_outcomes(self._room(), self._wait())
+        for progress in self._engine.take_progress():
+            if (running := self._held_slices.find_in_flight(progress.id)) is not None:
+                self._unsaved.add(running, progress.partial)
+        if any(outcome.status in (OutcomeStatus.CRASHED, OutcomeStatus.ABORTED) for outcome in outcomes):
+            self._save_outputs()  # before anybody can know that they have ended, and return their slice
         crashed: list[InFlight] = []
         for outcome in outcomes:
             left = self._held_slices.settle(outcome.id)
@@ -103,11 +118,12 @@ class Recorder:
                 continue
             if outcome.status is OutcomeStatus.CRASHED and left.held.ending is None:
                 left.held.num_wasted_tokens += computed_tokens(outcome)
-                crashed.append(left)
+                crashed.append(_with_output(left, outcome))
             elif outcome.status is OutcomeStatus.ABORTED and left.held.ending is None:
                 left.held.num_wasted_tokens += computed_tokens(outcome)
-                self._put_back(left.held, left.request)
+                self._put_back(left.held, _with_output(left, outcome).request)
             else:
+                self._unsaved.forget(left.request.id)
                 self._keep([_Unrecorded(left.held, outcome_of(left, outcome))])
         if crashed:
             self._after_crash(crashed)
@@ -217,13 +233,31 @@ class Recorder:
             elif held.claimed.id in recorded.done:
                 self._held_slices.end(held, AttemptEnd.FINISHED)
 
+    def _save_outputs(self) -> None:
+        """What can't be saved now is saved with what comes next."""
+        parts = self._unsaved.parts()
+        if not parts:
+            return
+        try:
+            self._in_transaction(lambda conn: save_parts(conn, parts))
+        except TRANSIENT as error:
+            self._outage.failed(error)
+            return
+        except Exception as error:  # noqa: BLE001 — without them more is lost with the group, but nothing is wrong
+            log.error("partial outputs could not be saved", requests=len(parts), reason=summarize_error(error))
+        # Of a slice that was lost nothing was saved; the heartbeat finds out, and then it is forgotten.
+        self._unsaved.saved(parts)
+
     def _write(self, outcomes: list[RequestOutcome]) -> Recorded:
-        """Record in one transaction, on a connection that is kept: to test one from the pool takes another round."""
+        return self._in_transaction(lambda conn: record_outcomes(conn, outcomes))
+
+    def _in_transaction(self, work: Callable[[Connection], T]) -> T:
+        """On a connection that is kept: to test one from the pool takes another round."""
         if self._connection is None:
             self._connection = self._database.connect()
         try:
             with self._connection.begin():
-                return record_outcomes(self._connection, outcomes)
+                return work(self._connection)
         except BaseException:
             self._connection.invalidate()
             self._connection.close()
@@ -249,6 +283,13 @@ class Recorder:
     def _lose(self, held: HeldSlice) -> None:
         log.warning("a slice was lost", slice=held.claimed.id)
         self._engine.abort(self._held_slices.end(held, AttemptEnd.LOST))
+
+
+def _with_output(left: InFlight, outcome: Outcome) -> InFlight:
+    """The request with all that is known of its answer; the engine knows at least what SQL does."""
+    if outcome.partial is None:
+        return left
+    return replace(left, request=left.request.with_output((encode_part(outcome.partial),)))
 
 
 def _count(unrecorded: _Unrecorded) -> None:

@@ -43,6 +43,10 @@ class PlannedRequest:
     prompt_token_ids: list[int]
     params: GenerationParams
     num_crash_exposures: int
+    #: What earlier attempts have generated of its answer: `PartialOutput.data`, in order.
+    output_parts: tuple[bytes, ...] = ()
+    #: Tokens in those of the parts that are in SQL.
+    num_saved_tokens: int = 0
 
     @property
     def num_expected_tokens(self) -> int:
@@ -52,6 +56,10 @@ class PlannedRequest:
     def exposed(self, num_crash_exposures: int) -> PlannedRequest:
         """The same request after so many engine crashes."""
         return replace(self, num_crash_exposures=num_crash_exposures)
+
+    def with_output(self, parts: tuple[bytes, ...]) -> PlannedRequest:
+        """The same request with all that is known of its answer, of which some may not be in SQL yet."""
+        return replace(self, output_parts=parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,11 @@ _CLAIM: Final = text("""
 _REQUESTS: Final = text("""
     SELECT id, custom_id, prompt_token_ids, params::text, num_crash_exposures FROM requests
     WHERE slice_id = :slice_id AND outcome IS NULL ORDER BY id
+""")
+_PARTS: Final = text("""
+    SELECT p.request_id, p.position, p.num_tokens, p.data
+    FROM partial_outputs p JOIN requests r ON r.id = p.request_id
+    WHERE r.slice_id = :slice_id AND r.outcome IS NULL ORDER BY p.request_id, p.position
 """)
 
 # Locks in the order of ids, as recording does, so that the two never wait for each other. A slice that was done
@@ -159,9 +172,24 @@ def claim_slice(
 
 def load_requests(conn: Connection, claimed: ClaimedSlice) -> list[PlannedRequest]:
     """The requests of a slice that have no outcome, in planned order."""
-    rows = conn.execute(_REQUESTS, {"slice_id": claimed.id})
+    rows = conn.execute(_REQUESTS, {"slice_id": claimed.id}).all()
+    parts: dict[int, tuple[bytes, ...]] = {}
+    num_saved: dict[int, int] = {}
+    if claimed.lease_epoch > 1:  # else nobody has generated anything
+        for request_id, position, num_tokens, data in conn.execute(_PARTS, {"slice_id": claimed.id}):
+            if position == num_saved.get(request_id, 0):  # a gap can't be gone on from
+                parts[request_id] = (*parts.get(request_id, ()), data)
+                num_saved[request_id] = position + num_tokens
     return [
-        PlannedRequest(row_id, custom_id, unpack_token_ids(packed), _PARAMS.decode(params), num_exposures)
+        PlannedRequest(
+            row_id,
+            custom_id,
+            unpack_token_ids(packed),
+            _PARAMS.decode(params),
+            num_exposures,
+            parts.get(row_id, ()),
+            num_saved.get(row_id, 0),
+        )
         for row_id, custom_id, packed, params, num_exposures in rows
     ]
 

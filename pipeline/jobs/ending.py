@@ -22,7 +22,9 @@ _LOCK_PENDING: Final = text("""
 _END_REQUESTS: Final = text("""
     WITH ended AS (
         UPDATE requests SET outcome = :outcome, error_code = :code, error_message = :message
-        WHERE slice_id = ANY(:slice_ids) AND outcome IS NULL RETURNING batch_id
+        WHERE slice_id = ANY(:slice_ids) AND outcome IS NULL RETURNING id, batch_id
+    ), forgotten AS (
+        DELETE FROM partial_outputs p USING ended WHERE p.request_id = ended.id
     )
     SELECT batch_id, count(*) AS num_requests FROM ended GROUP BY batch_id ORDER BY batch_id
 """)

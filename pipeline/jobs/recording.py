@@ -77,6 +77,8 @@ _SET_OUTCOMES: Final = """
     RETURNING r.id
 """
 
+_DELETE_PARTS: Final = "DELETE FROM partial_outputs WHERE request_id = ANY(%(ids)b::bigint[])"
+
 _INSERT_RESULTS: Final = """
     INSERT INTO results (request_id, batch_id, body, num_line_bytes, slice_id, lease_epoch, group_id)
     SELECT o.request_id, s.batch_id, o.body, o.num_line_bytes, s.id, s.lease_epoch, s.group_id
@@ -155,6 +157,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
         new = [outcome for outcome in outcomes if outcome.request_id in recorded]
         done, finished = {slice_id for slice_id, is_done in mine.items() if is_done}, ()
         if new:
+            cursor.execute(_DELETE_PARTS, {"ids": [outcome.request_id for outcome in new]})
             succeeded = [outcome for outcome in new if outcome.kind is OutcomeKind.SUCCEEDED]
             if succeeded:
                 _insert_results(cursor, succeeded)

@@ -16,7 +16,7 @@ from pipeline.tables.billing import (
 from pipeline.tables.files import File, FileView
 from pipeline.tables.fleet import Group, GroupState, ServedModel
 from pipeline.tables.outbox import OutboxMessage
-from pipeline.tables.requests import OutcomeKind, Request, Result
+from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
 from pipeline.tables.slices import Attempt, AttemptEnd, Slice, SliceStatus
 from pipeline.tables.tenancy import ApiKey, Tenant
 
@@ -39,6 +39,7 @@ __all__ = [
     "OnInvalid",
     "OutboxMessage",
     "OutcomeKind",
+    "PartialOutput",
     "RateCard",
     "RatedLine",
     "Request",

@@ -53,6 +53,24 @@ class Request(Base):
     error_message: Mapped[str | None]
 
 
+class PartialOutput(Base):
+    """Part of the answer to a request that has no outcome yet, as the group that runs it has generated it.
+
+    The parts of a request, in the order of their positions, are what another attempt goes on from. They are the
+    tenant's data like results, opaque here, and deleted in the transaction that gives the request its outcome. No
+    foreign key: a part costs one row of one index, and the recording of an outcome looks for parts anyway.
+    """
+
+    __tablename__ = "partial_outputs"
+
+    request_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: Tokens of the answer, over all choices, that are in the parts before.
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    num_tokens: Mapped[int]
+    data: Mapped[bytes]
+    created_at: Mapped[Created]
+
+
 class Result(Base):
     """The answer to a request that succeeded; one per request, for ever."""
 
