@@ -24,8 +24,8 @@ from pipeline.settings import PREFIX, get_settings
 
 log = logging.getLogger(__name__)
 
-#: Tasks that it remembers; the truth about batches is in SQL.
-_MAX_TASKS = 10_000
+#: Tasks that it remembers, 5 kB each; the truth about batches is in SQL. Few enough that its memory is flat soon.
+_MAX_TASKS = 2_000
 #: Runs every second, and would push everything else out of the list.
 _UNSHOWN = frozenset({RELAY})
 #: Runs of these whose later events, which carry no name, may still come.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import psutil
 from stacks import RunningStack
@@ -17,8 +18,12 @@ _MAX_GROWTH = 0.05
 _NUM_COMPARED = 12
 
 
+#: Columns of the table.
+_COLUMN_SECONDS = 120.0
+
+
 class MemoryWatch:
-    """Private memory of each service, its children included; shared buffers of PostgreSQL are nobody's own."""
+    """Anonymous memory of each service, its children included; the buffers that PostgreSQL shares are not in it."""
 
     def __init__(self) -> None:
         self._readings: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -36,8 +41,8 @@ class MemoryWatch:
             return
         self._looked_at = now
         for name, pid in self._stack.status()["pids"].items():
-            children = name not in ("supervisor",) and not name.startswith("group-")
-            if (size := _private_mb(pid, with_children=children)) is not None:
+            children = name != "supervisor" and not name.startswith("group-")  # whose children have their own names
+            if size := _anonymous_mb(pid, with_children=children):
                 self._readings[name].append((now - self._began_at, size))
 
     def growth(self) -> dict[str, tuple[float, float]]:
@@ -54,25 +59,39 @@ class MemoryWatch:
         return [name for name, (before, after) in self.growth().items() if after > before * (1 + _MAX_GROWTH)]
 
     def summary(self) -> str:
-        """A table, in MB."""
+        """A table, in MB; growth is from the first minute after the warm-up to the last one."""
         growth = self.growth()
         if not growth:
             return f"Memory was not compared: that takes {_WARM_UP_SECONDS + 2 * _NUM_COMPARED * _LOOK_SECONDS:g} s."
-        lines = ["| process | MB after 2 minutes | MB at the end | growth |", "| --- | --- | --- | --- |"]
+        end = max(readings[-1][0] for readings in self._readings.values())
+        moments = [_WARM_UP_SECONDS + _COLUMN_SECONDS * index for index in range(int(end / _COLUMN_SECONDS))]
+        lines = [
+            f"| process | {' | '.join(f'{moment / 60:g} min' for moment in moments)} | growth |",
+            "| --- " * (len(moments) + 2) + "|",
+        ]
         for name, (before, after) in growth.items():
-            lines.append(f"| {name} | {before:.1f} | {after:.1f} | {after / before - 1:+.1%} |")
+            sizes = " | ".join(f"{self._at(name, moment):.1f}" for moment in moments)
+            lines.append(f"| {name} | {sizes} | {after / before - 1:+.1%} |")
         return "\n".join(lines)
 
+    def _at(self, name: str, moment: float) -> float:
+        """The reading nearest to this moment."""
+        return min(self._readings[name], key=lambda reading: abs(reading[0] - moment))[1]
 
-def _private_mb(pid: int, *, with_children: bool) -> float | None:
-    total = 0.0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for one in [process, *(process.children(recursive=True) if with_children else [])]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += one.memory_full_info().uss / 1024**2
-        return total
-    return None
+
+def _anonymous_mb(pid: int, *, with_children: bool) -> float:
+    """0 for a process that is gone."""
+    pids = [pid]
+    if with_children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            pids += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    total_kb = 0
+    for one in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for line in Path(f"/proc/{one}/status").read_text().splitlines():
+                if line.startswith("RssAnon:"):
+                    total_kb += int(line.split()[1])
+    return total_kb / 1024
 
 
 def _median(sizes: list[float]) -> float:
