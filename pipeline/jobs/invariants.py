@@ -1,0 +1,207 @@
+"""What must be true of SQL at any moment, each as a query for whatever breaks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    statement: str
+    #: Rows of (subject, found) for whatever breaks it.
+    query: str
+
+
+INVARIANTS: Final = (
+    Invariant(
+        "a batch that has ended has an outcome for every request",
+        """
+        SELECT 'batch ' || b.id, count(*) || ' requests without an outcome, and the batch is ' || b.status
+        FROM batches b JOIN requests r ON r.batch_id = b.id
+        WHERE b.status IN ('completed', 'cancelled', 'expired') AND r.outcome IS NULL GROUP BY b.id, b.status
+        """,
+    ),
+    Invariant(
+        "the counters of a batch are those of its requests",
+        """
+        SELECT 'batch ' || b.id, format('counts %s requests, %s succeeded and %s not; there are %s, %s and %s',
+               b.num_requests, b.num_succeeded, b.num_unsuccessful, c.requests, c.succeeded, c.unsuccessful)
+        FROM batches b LEFT JOIN LATERAL (
+            SELECT count(*) AS requests, count(*) FILTER (WHERE outcome = 'succeeded') AS succeeded,
+                   count(*) FILTER (WHERE outcome <> 'succeeded') AS unsuccessful
+            FROM requests r WHERE r.batch_id = b.id
+        ) c ON true
+        WHERE b.status <> 'validating'
+          AND (b.num_requests, b.num_succeeded, b.num_unsuccessful) <> (c.requests, c.succeeded, c.unsuccessful)
+        """,
+    ),
+    Invariant(
+        "every request is in one slice of its batch",
+        """
+        SELECT 'request ' || r.id, CASE WHEN s.id IS NULL THEN 'in no slice' ELSE 'in a slice of ' || s.batch_id END
+        FROM requests r LEFT JOIN slices s ON s.id = r.slice_id WHERE s.id IS NULL OR s.batch_id <> r.batch_id
+        """,
+    ),
+    Invariant(
+        "a slice counts its requests without an outcome, and is done when there are none",
+        """
+        SELECT 'slice ' || s.id, format('%s, counts %s of %s without an outcome; there are %s of %s',
+               s.status, s.num_unfinished, s.num_requests, c.unfinished, c.requests)
+        FROM slices s LEFT JOIN LATERAL (
+            SELECT count(*) AS requests, count(*) FILTER (WHERE outcome IS NULL) AS unfinished
+            FROM requests r WHERE r.slice_id = s.id
+        ) c ON true
+        WHERE s.num_requests <> c.requests OR s.num_unfinished <> c.unfinished
+           OR (s.status = 'done') <> (c.unfinished = 0)
+        """,
+    ),
+    Invariant(
+        "a request has an answer if it succeeded, and no other has one",
+        """
+        SELECT 'request ' || r.id, CASE WHEN a.request_id IS NULL THEN 'succeeded without an answer'
+                                        ELSE 'has an answer, and its outcome is ' || coalesce(r.outcome, 'open') END
+        FROM requests r LEFT JOIN results a ON a.request_id = r.id
+        WHERE (r.outcome IS NOT DISTINCT FROM 'succeeded') <> (a.request_id IS NOT NULL)
+        """,
+    ),
+    Invariant(
+        "every answer has one set of usage events, of its own prompt",
+        """
+        SELECT 'request ' || a.request_id, format('%s events; %s prompt tokens metered of %s',
+               count(u.meter), coalesce(sum(u.quantity) FILTER (WHERE u.meter <> 'output'), 0), r.num_prompt_tokens)
+        FROM results a JOIN requests r ON r.id = a.request_id LEFT JOIN usage_events u ON u.request_id = a.request_id
+        GROUP BY a.request_id, r.num_prompt_tokens
+        HAVING count(*) FILTER (WHERE u.meter = 'output') <> 1
+            OR count(*) FILTER (WHERE u.meter = 'input_uncached') <> 1
+            OR sum(u.quantity) FILTER (WHERE u.meter <> 'output') <> r.num_prompt_tokens
+        """,
+    ),
+    Invariant(
+        "what is metered of an answer is what the answer says",
+        """
+        SELECT 'request ' || u.request_id, format('%s output tokens metered, %s in the answer', u.quantity, said)
+        FROM usage_events u JOIN results a ON a.request_id = u.request_id,
+             LATERAL (SELECT (a.body::json -> 'usage' ->> 'completion_tokens')::bigint AS said) usage
+        WHERE u.meter = 'output' AND u.quantity IS DISTINCT FROM said
+        """,
+    ),
+    Invariant(
+        "every usage event has its price, and no price is without one",
+        """
+        SELECT 'request ' || u.request_id, u.meter || CASE WHEN l.request_id IS NULL THEN ' has no rated line'
+               ELSE format(' of %s is rated as %s', u.quantity, l.quantity) END
+        FROM usage_events u LEFT JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter
+        WHERE l.request_id IS NULL OR l.quantity <> u.quantity
+        """,
+    ),
+    Invariant(
+        "every rated line is its quantity at the price of its card",
+        """
+        SELECT 'request ' || l.request_id, format('%s: %s of %s at %s', l.meter, l.amount, l.quantity, l.unit_price)
+        FROM rated_lines l JOIN rate_cards c ON c.id = l.rate_card_id
+        WHERE l.amount <> l.quantity * l.unit_price / 1000000 * (1 - c.batch_discount) OR l.currency <> c.currency
+           OR l.unit_price <> CASE l.meter WHEN 'output' THEN c.output_price
+                                           WHEN 'input_cached' THEN c.cached_input_price ELSE c.input_price END
+        """,
+    ),
+    Invariant(
+        "every ledger transaction sums to zero",
+        """
+        SELECT 'ledger transaction ' || transaction_id, 'sums to ' || sum(amount)
+        FROM ledger_entries GROUP BY transaction_id HAVING sum(amount) <> 0
+        """,
+    ),
+    Invariant(
+        "every ledger transaction is the sum of its rated lines",
+        """
+        SELECT 'ledger transaction ' || t.id, format('receivable %s, rated %s', e.amount, l.amount)
+        FROM ledger_transactions t
+        LEFT JOIN LATERAL (
+            SELECT coalesce(sum(e.amount), 0) AS amount
+            FROM ledger_entries e JOIN ledger_accounts a ON a.id = e.account_id
+            WHERE e.transaction_id = t.id AND a.kind = 'receivable'
+        ) e ON true
+        LEFT JOIN (
+            SELECT ledger_transaction_id, sum(amount) AS amount FROM rated_lines GROUP BY 1
+        ) l ON l.ledger_transaction_id = t.id
+        WHERE coalesce(l.amount, 0) <> e.amount
+        """,
+    ),
+    Invariant(
+        "the tokens of a batch are the sum of its usage events",
+        """
+        SELECT 'batch ' || b.id, format('counts %s prompt, %s cached and %s output tokens; metered are %s, %s and %s',
+               b.num_prompt_tokens, b.num_cached_tokens, b.num_completion_tokens,
+               coalesce(c.prompt, 0), coalesce(c.cached, 0), coalesce(c.completion, 0))
+        FROM batches b LEFT JOIN (
+            SELECT batch_id, sum(quantity) FILTER (WHERE meter <> 'output') AS prompt,
+                   sum(quantity) FILTER (WHERE meter = 'input_cached') AS cached,
+                   sum(quantity) FILTER (WHERE meter = 'output') AS completion
+            FROM usage_events GROUP BY batch_id
+        ) c ON c.batch_id = b.id
+        WHERE (b.num_prompt_tokens, b.num_cached_tokens, b.num_completion_tokens)
+           <> (coalesce(c.prompt, 0), coalesce(c.cached, 0), coalesce(c.completion, 0))
+        """,
+    ),
+    Invariant(
+        "an attempt counts the answers that it recorded",
+        """
+        SELECT format('attempt %s at slice %s', t.lease_epoch, t.slice_id),
+               format('counts %s answers; there are %s', t.num_succeeded, count(a.request_id))
+        FROM attempts t LEFT JOIN results a ON a.slice_id = t.slice_id AND a.lease_epoch = t.lease_epoch
+        GROUP BY t.slice_id, t.lease_epoch, t.num_succeeded HAVING count(a.request_id) <> t.num_succeeded
+        """,
+    ),
+    Invariant(
+        "every answer was recorded by an attempt",
+        """
+        SELECT 'request ' || a.request_id, format('no attempt %s at slice %s', a.lease_epoch, a.slice_id)
+        FROM results a LEFT JOIN attempts t ON t.slice_id = a.slice_id AND t.lease_epoch = a.lease_epoch
+        WHERE t.slice_id IS NULL
+        """,
+    ),
+    Invariant(
+        "no lease outlives its owner by more than its length",
+        """
+        SELECT 'slice ' || id, format('leased by %s until %s', group_id, lease_expires_at) FROM slices
+        WHERE status = 'claimed'
+          AND lease_expires_at < clock_timestamp() - make_interval(secs => :lease_seconds + :sweep_seconds)
+        """,
+    ),
+    Invariant(
+        "nothing is kept of an answer in parts once there is an outcome",
+        """
+        SELECT 'request ' || r.id, count(*) || ' parts, and its outcome is ' || r.outcome
+        FROM partial_outputs p JOIN requests r ON r.id = p.request_id WHERE r.outcome IS NOT NULL GROUP BY r.id
+        """,
+    ),
+)
+
+#: Hold only where nothing is under way.
+AT_REST: Final = (
+    Invariant(
+        "every batch has ended",
+        """
+        SELECT 'batch ' || id, status FROM batches
+        WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+        """,
+    ),
+    Invariant("every message is published", "SELECT 'message ' || id, task FROM outbox"),
+    Invariant(
+        "every attempt has ended",
+        """
+        SELECT format('attempt %s at slice %s', lease_epoch, slice_id), 'by ' || group_id
+        FROM attempts WHERE "end" IS NULL
+        """,
+    ),
+    Invariant(
+        "no engine holds anything",
+        """
+        SELECT 'group ' || id, format('%s running, %s waiting, %s tokens of its cache in use',
+               info ->> 'running', info ->> 'waiting', info ->> 'kv_tokens_used')
+        FROM groups WHERE state = 'ready'
+          AND (info ->> 'running')::bigint + (info ->> 'waiting')::bigint + (info ->> 'kv_tokens_used')::bigint > 0
+        """,
+    ),
+)

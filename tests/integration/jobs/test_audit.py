@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from running_groups import running_group, wait_for
+from seeds import SeededTenant, seed_batch, seed_model, seed_tenant, sql
+from sqlalchemy import Engine
+from tokenizer_folders import byte_level
+
+from pipeline.jobs import audit as auditing
+from pipeline.jobs.audit import audit
+from pipeline.jobs.finalizing import finalize
+from pipeline.jobs.invariants import AT_REST, INVARIANTS
+from workers.backends.echo import EchoEngine
+
+#: What is broken by hand, and the invariants that see it. Triggers and foreign keys, which refuse some of it, are off.
+DAMAGE = {
+    "DELETE FROM results WHERE request_id = 1": {
+        "a request has an answer if it succeeded, and no other has one",
+        "an attempt counts the answers that it recorded",
+    },
+    "UPDATE requests SET outcome = 'failed' WHERE id = 2": {
+        "a request has an answer if it succeeded, and no other has one",
+        "the counters of a batch are those of its requests",
+    },
+    "UPDATE requests SET outcome = NULL WHERE id = 2": {
+        "a batch that has ended has an outcome for every request",
+        "a request has an answer if it succeeded, and no other has one",
+        "the counters of a batch are those of its requests",
+        "a slice counts its requests without an outcome, and is done when there are none",
+    },
+    "UPDATE requests SET slice_id = NULL WHERE id = 3": {
+        "every request is in one slice of its batch",
+        "a slice counts its requests without an outcome, and is done when there are none",
+    },
+    "UPDATE batches SET num_succeeded = num_succeeded - 1": {"the counters of a batch are those of its requests"},
+    "UPDATE batches SET num_completion_tokens = num_completion_tokens + 8": {
+        "the tokens of a batch are the sum of its usage events"
+    },
+    "UPDATE slices SET num_unfinished = 1 WHERE id = 1": {
+        "a slice counts its requests without an outcome, and is done when there are none"
+    },
+    "UPDATE slices SET status = 'claimed', lease_expires_at = now() - interval '1 hour' WHERE id = 1": {
+        "a slice counts its requests without an outcome, and is done when there are none",
+        "no lease outlives its owner by more than its length",
+    },
+    "DELETE FROM usage_events WHERE request_id = 1 AND meter = 'output'": {
+        "every answer has one set of usage events, of its own prompt",
+        "the tokens of a batch are the sum of its usage events",
+    },
+    "UPDATE usage_events SET quantity = quantity + 1 WHERE request_id = 1 AND meter = 'output'": {
+        "what is metered of an answer is what the answer says",
+        "every usage event has its price, and no price is without one",
+        "the tokens of a batch are the sum of its usage events",
+    },
+    "UPDATE usage_events SET quantity = 99 WHERE request_id = 1 AND meter = 'input_uncached'": {
+        "every answer has one set of usage events, of its own prompt",
+        "every usage event has its price, and no price is without one",
+        "the tokens of a batch are the sum of its usage events",
+    },
+    "DELETE FROM rated_lines WHERE request_id = 1": {
+        "every usage event has its price, and no price is without one",
+        "every ledger transaction is the sum of its rated lines",
+    },
+    "UPDATE rated_lines SET amount = amount * 2 WHERE request_id = 1 AND meter = 'output'": {
+        "every rated line is its quantity at the price of its card",
+        "every ledger transaction is the sum of its rated lines",
+    },
+    "UPDATE ledger_entries SET amount = amount + 1 WHERE amount > 0": {
+        "every ledger transaction sums to zero",
+        "every ledger transaction is the sum of its rated lines",
+    },
+    "UPDATE attempts SET num_succeeded = 0": {"an attempt counts the answers that it recorded"},
+    "DELETE FROM attempts WHERE slice_id = 1": {"every answer was recorded by an attempt"},
+    "INSERT INTO partial_outputs (request_id, position, num_tokens, data) VALUES (1, 0, 4, 'x')": {
+        "nothing is kept of an answer in parts once there is an outcome"
+    },
+    "UPDATE batches SET status = 'finalizing'": {"every batch has ended"},
+    "INSERT INTO outbox (queue, task, args) VALUES ('control', 'x', '[]')": {"every message is published"},
+    """UPDATE attempts SET "end" = NULL WHERE slice_id = 1""": {"every attempt has ended"},
+    """UPDATE groups SET state = 'ready', info = '{"running": 1, "waiting": 0, "kv_tokens_used": 16}'""": {
+        "no engine holds anything"
+    },
+}
+
+
+@pytest.fixture
+def tenant(database: Engine, redis_url: str) -> SeededTenant:
+    seed_model(database)
+    return seed_tenant(database)
+
+
+@pytest.fixture
+def finished(database: Engine, tenant: SeededTenant, tmp_path: Path) -> str:
+    """A batch of two slices that a group has answered."""
+    batch_id = seed_batch(database, tenant, [2, 1], params={"max_tokens": 3})
+    with running_group(database, EchoEngine(byte_level(tmp_path / "tiny"))):
+        wait_for(lambda: sql(database, "SELECT 1 FROM slices HAVING bool_and(status = 'done')"))
+    finalize(batch_id, database)
+    sql(database, "DELETE FROM outbox")
+    return batch_id
+
+
+@pytest.mark.usefixtures("finished")
+def test_what_ran_as_it_should_agrees_and_every_damage_is_found(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "TICKET_SECONDS", 0.0)
+    assert audit(database, at_rest=True).violations == []
+    seen = set()
+    for statement, broken in DAMAGE.items():
+        with database.connect() as conn, conn.begin() as transaction:
+            conn.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            conn.exec_driver_sql(statement)
+            found = {
+                one.statement
+                for one in (*INVARIANTS, *AT_REST)
+                if not auditing.look(conn, one, {"lease_seconds": 15.0, "sweep_seconds": 5.0}).holds
+            }
+            assert found == broken, statement
+            seen |= found
+            transaction.rollback()
+    assert seen == {one.statement for one in (*INVARIANTS, *AT_REST)}
+
+
+def test_a_slice_that_nobody_is_told_of_is_found(
+    database: Engine, tenant: SeededTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "TICKET_SECONDS", 0.0)
+    seed_batch(database, tenant, [1, 1])
+    violations = audit(database).violations
+    assert [(one.subject, one.found) for _, one in violations] == [
+        ("model tiny", "2 slices wait, and there are 0 tickets")
+    ]
+
+
+def test_without_redis_tickets_are_not_checked_and_all_else_is(
+    database: Engine, tenant: SeededTenant, settings_env: pytest.MonkeyPatch
+) -> None:
+    from pipeline.settings import get_settings
+
+    seed_batch(database, tenant, [1])
+    settings_env.setenv("RYZANSTEIN_REDIS_URL", "redis://127.0.0.1:1/0")
+    get_settings.cache_clear()
+    findings = audit(database).findings
+    assert [one.unchecked for one in findings if one.unchecked] == ["Redis is away"]
+    assert len(findings) == len(INVARIANTS) + 1
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_command_says_what_agrees_and_what_does_not(
+    database: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import typer
+
+    from pipeline.cli.auditing import audit as command
+
+    monkeypatch.setattr(auditing, "TICKET_SECONDS", 0.0)
+    command(at_rest=True, data_dir=None, as_json=False)
+    assert "Everything that was looked at agrees." in capsys.readouterr().out
+    sql(database, "UPDATE batches SET num_succeeded = 0")
+    with pytest.raises(typer.Exit):
+        command(at_rest=False, data_dir=None, as_json=False)
+    shown = capsys.readouterr()
+    assert "counts 3 requests, 0 succeeded and 0 not; there are 3, 3 and 0" in shown.out
+    assert "report it" in shown.err
+    with pytest.raises(typer.Exit):
+        command(at_rest=False, data_dir=None, as_json=True)
+    broken = [one for one in json.loads(capsys.readouterr().out) if one["violations"]]
+    assert [one["invariant"] for one in broken] == ["the counters of a batch are those of its requests"]
