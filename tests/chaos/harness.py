@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections import deque
@@ -252,10 +253,28 @@ def _persistently(work: Callable[[], T], limit: float = 60.0) -> T:
 
 @contextlib.contextmanager
 def running(folder: Path, model: Path, *options: str, **env: str) -> Iterator[Chaos]:
-    """A stack that is taken down again and has left no process behind."""
+    """A stack that is audited in the end, taken down, and has left no process behind."""
     stack = RunningStack(folder, model, options, {**SHORT_LEASES, **env})
     try:
         stack.up()
         yield Chaos(stack)
+        check_at_rest(stack)
     finally:
         stack.end()
+
+
+def check_at_rest(stack: RunningStack, limit: float = 60.0) -> None:
+    """Audit all that this database has ever held. Raises Violation with what does not agree.
+
+    Again for a while, since what is under way ends by itself: a group says every lease or so what its engine holds.
+    """
+    deadline = time.monotonic() + limit
+    while True:
+        done = stack.run("audit", "--at-rest", "--json")
+        if done.returncode == 0:
+            return
+        if time.monotonic() > deadline:
+            findings = json.loads(done.stdout) if done.stdout.startswith("[") else done.stderr
+            wrong = [one for one in findings if one["violations"]] if isinstance(findings, list) else findings
+            raise Violation(f"The audit does not agree: {wrong}")
+        time.sleep(1.0)

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from faults import Fault, stack_faults
-from harness import Chaos, Report, running
+from harness import Chaos, Report, Violation, running
 from memory import MemoryWatch
 from model_folders import random_llama
 from reporting import summarize
@@ -35,6 +35,9 @@ def main() -> int:
             reports, memory = _soak(options, options.folder or Path(folder))
         except KeyboardInterrupt:
             return 130
+        except Violation as error:  # of the audit, when the stack ends
+            print(f"VIOLATION {error}")
+            return 1
     print(summarize(reports))
     if memory is not None:
         print(memory.summary())
