@@ -12,8 +12,10 @@ from sqlalchemy.orm import Session
 from pipeline.files import FileNotFoundForTenantError, find_file
 from pipeline.gateway.auth import Caller
 from pipeline.gateway.errors import ApiError, conflict, invalid
+from pipeline.ids import new_id
 from pipeline.jobs import outbox
 from pipeline.jobs.cancelling import BatchNotCancellableError, BatchNotFoundError, cancel_batch
+from pipeline.jobs.idempotency import IdempotencyKeyReusedError, claim_key
 from pipeline.jobs.submission import submit_batch
 from pipeline.paging import read_page
 from pipeline.schemas.batches import BatchCreate, BatchObject
@@ -26,6 +28,8 @@ router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
 #: Errors of a failed batch that a list shows; `GET /v1/batches/{batch_id}` shows all of them.
 _LISTED_ERRORS = 100
+#: Longest idempotency key.
+_KEY_LENGTH = 255
 
 
 def _on_invalid_header(
@@ -41,13 +45,40 @@ def _on_invalid_header(
     return OnInvalid(given)
 
 
+def _idempotency_key(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
+    """A name for this submission, so that sending it again makes no second batch."""
+    if idempotency_key is None:
+        return None
+    if not (idempotency_key.isascii() and idempotency_key.isprintable() and 0 < len(idempotency_key) <= _KEY_LENGTH):
+        raise invalid(
+            "Idempotency-Key", f"Invalid 'Idempotency-Key': it must be 1 to {_KEY_LENGTH} printable ASCII characters."
+        )
+    return idempotency_key
+
+
 @router.post("")
 def create_batch(
-    caller: Caller, body: BatchCreate, header: Annotated[OnInvalid | None, Depends(_on_invalid_header)]
+    caller: Caller,
+    body: BatchCreate,
+    header: Annotated[OnInvalid | None, Depends(_on_invalid_header)],
+    idempotency_key: Annotated[str | None, Depends(_idempotency_key)],
 ) -> BatchObject:
-    """Start a batch; its input file is checked line by line while it is `validating`."""
+    """Start a batch; its input file is checked line by line while it is `validating`.
+
+    With an `Idempotency-Key`, sending the same again gives the same batch, as it is by then.
+    """
+    on_invalid = body.on_invalid or header or OnInvalid.FAIL
     expires_after = body.output_expires_after
+    batch_id = new_id("batch")
     with transaction() as session:
+        if idempotency_key is not None:
+            content = {**body.model_dump(mode="json"), "on_invalid": on_invalid.value}
+            try:
+                first_id = claim_key(session, caller.tenant_id, idempotency_key, content, batch_id)
+            except IdempotencyKeyReusedError as error:
+                raise conflict(str(error), param="Idempotency-Key", code="idempotency_key_reused") from None
+            if first_id != batch_id:
+                return _read(session, caller.tenant_id, first_id)
         batch = submit_batch(
             session,
             tenant_id=caller.tenant_id,
@@ -56,8 +87,9 @@ def create_batch(
             endpoint=body.endpoint,
             completion_window=body.completion_window,
             metadata=body.metadata,
-            on_invalid=body.on_invalid or header or OnInvalid.FAIL,
+            on_invalid=on_invalid,
             output_expires_after_seconds=None if expires_after is None else expires_after.seconds,
+            batch_id=batch_id,
         )
     outbox.publish_soon()
     return BatchObject.of(batch)
@@ -98,11 +130,15 @@ def list_batches(
 @router.get("/{batch_id}")
 def retrieve_batch(caller: Caller, batch_id: str) -> BatchObject:
     with transaction() as session:
-        query = select(Batch).where(Batch.tenant_id == caller.tenant_id, Batch.id == batch_id)
-        batch = session.execute(query).scalar_one_or_none()
-        if batch is None:
-            raise _not_found(batch_id)
-        return BatchObject.of(batch, _errors(session, batch))
+        return _read(session, caller.tenant_id, batch_id)
+
+
+def _read(session: Session, tenant_id: str, batch_id: str) -> BatchObject:
+    query = select(Batch).where(Batch.tenant_id == tenant_id, Batch.id == batch_id)
+    batch = session.execute(query).scalar_one_or_none()
+    if batch is None:
+        raise _not_found(batch_id)
+    return BatchObject.of(batch, _errors(session, batch))
 
 
 @router.post("/{batch_id}/cancel", operation_id="cancel_batch")

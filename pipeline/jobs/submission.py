@@ -26,14 +26,15 @@ def submit_batch(
     metadata: Mapping[str, str] | None = None,
     on_invalid: OnInvalid = OnInvalid.FAIL,
     output_expires_after_seconds: int | None = None,
+    batch_id: str | None = None,
 ) -> Batch:
-    """Write a batch that is `validating`. Call `outbox.publish_soon` after the commit.
+    """Write a batch that is `validating`, with this id if one is given. Call `outbox.publish_soon` after the commit.
 
     The caller has checked the arguments, and that the file is this tenant's. The window is counted by the database's
     clock. Raises ValueError for a window that is none.
     """
     batch = Batch(
-        id=new_id("batch"),
+        id=batch_id or new_id("batch"),
         tenant_id=tenant_id,
         api_key_id=api_key_id,
         input_file_id=input_file.id,

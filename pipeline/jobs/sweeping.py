@@ -18,6 +18,7 @@ from pipeline.celery import BROKER_ERRORS, CONTROL_QUEUE, PREPARE, generate_queu
 from pipeline.jobs import outbox
 from pipeline.jobs.ending import end_slices, end_waiting_requests
 from pipeline.jobs.finalizing import finalize
+from pipeline.jobs.idempotency import forget_old_keys
 from pipeline.jobs.preparing import try_lock
 from pipeline.settings import get_settings
 from pipeline.tables import Batch, BatchStatus, File, Group, GroupState, OutboxMessage, OutcomeKind
@@ -230,4 +231,5 @@ _PARTS: Final[dict[str, Callable[[Engine], int]]] = {
     "missing_tickets": add_missing_tickets,
     "expired_files": remove_expired_files,
     "silent_groups": stop_silent_groups,
+    "old_idempotency_keys": forget_old_keys,
 }

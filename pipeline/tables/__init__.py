@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.tables.base import Base
-from pipeline.tables.batches import Batch, BatchError, BatchStatus, OnInvalid
+from pipeline.tables.batches import Batch, BatchError, BatchStatus, IdempotencyKey, OnInvalid
 from pipeline.tables.billing import (
     LedgerAccount,
     LedgerEntry,
@@ -32,6 +32,7 @@ __all__ = [
     "FileView",
     "Group",
     "GroupState",
+    "IdempotencyKey",
     "LedgerAccount",
     "LedgerEntry",
     "LedgerTransaction",

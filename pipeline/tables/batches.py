@@ -104,6 +104,20 @@ class Batch(Base):
         return self.error_file_id if self.num_unsuccessful + self.num_skipped > 0 else None
 
 
+class IdempotencyKey(Base):
+    """A submission by the name that its client gave it; see `pipeline/jobs/idempotency.py`."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    #: SHA-256 of what was submitted.
+    fingerprint: Mapped[bytes]
+    batch_id: Mapped[str]
+    created_at: Mapped[Created]
+
+
 class BatchError(Base):
     """One invalid line (`line` from 1), or one thing wrong with the file as a whole (`line` 0)."""
 
