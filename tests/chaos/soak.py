@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -30,6 +31,9 @@ FULL_SPEED = {"RYZANSTEIN_ECHO_TOKENS_PER_SECOND": "0", "RYZANSTEIN_SLICE_REQUES
 
 def main() -> int:
     options = _parse()
+    # In the background of a shell, SIGINT is ignored; whichever comes, the stack must not outlive this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="ryzanstein-soak-", ignore_cleanup_errors=True) as folder:
         try:
             reports, memory = _soak(options, options.folder or Path(folder))
