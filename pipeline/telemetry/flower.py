@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 #: Tasks that it remembers, 5 kB each; the truth about batches is in SQL. Few enough that its memory is flat soon.
 _MAX_TASKS = 2_000
+#: A task and what Celery knows of it refer to each other: without a collection now and then, thousands of tasks that
+#: were forgotten stay, until Python comes to look at its oldest objects.
+_EVENTS_PER_COLLECTION = 2_000
 #: Runs every second, and would push everything else out of the list.
 _UNSHOWN = frozenset({RELAY})
 #: Runs of these whose later events, which carry no name, may still come.
@@ -45,6 +49,7 @@ class _Events(Events):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._on_worker = on_worker
         self._unshown: deque[str] = deque(maxlen=_MAX_UNSHOWN)
+        self._num_events = 0
 
     def run(self) -> None:
         while True:
@@ -62,6 +67,9 @@ class _Events(Events):  # type: ignore[misc]
         if event.get("uuid") in self._unshown:
             return
         super().on_event(event)
+        self._num_events += 1
+        if self._num_events % _EVENTS_PER_COLLECTION == 0:
+            gc.collect()
         if event["type"].startswith("worker-"):
             self.io_loop.add_callback(self._on_worker, event["hostname"], event["type"] == "worker-online")
 
