@@ -22,7 +22,7 @@ from pipeline.model_folder import resolve_model
 from pipeline.settings import PREFIX, Settings, get_settings
 from pipeline.storage import check_writable
 from pipeline.tables import Group, GroupState, ServedModel
-from pipeline.tables.migrating import revisions
+from pipeline.tables.migrating import describe_lack, revisions
 from pipeline.tables.session import connection, get_engine
 from pipeline.tokenization import Tokenizer
 
@@ -88,8 +88,8 @@ def _postgresql(settings: Settings) -> Iterator[Finding]:
             f"Start it, and check host, user and password in {PREFIX}DATABASE_URL.",
         )
         return
-    if current != wanted:
-        yield _failed("postgresql", f"schema {current or 'missing'}, {wanted} wanted", "Run `ryzanstein migrate`.")
+    if (lack := describe_lack(current, wanted, settings.database_url.get_secret_value())) is not None:
+        yield _failed("postgresql", lack, "Run `ryzanstein migrate`.")
         return
     yield Finding(subject="postgresql", verdict=Verdict.OK, detail=f"{server}, schema {current}")
     yield from _models_and_groups()

@@ -41,8 +41,8 @@ class GroupCondition:
 _STARTING: Final = GroupCondition(state=GroupState.STARTING)
 
 
-def register(conn: Connection, identity: GroupIdentity) -> None:
-    """Serve the model, and take the row over from a group of that name that was before."""
+def register(conn: Connection, identity: GroupIdentity) -> bool:
+    """Serve the model, and take the row over from a group of that name that was before. Returns what `report` does."""
     model = insert(ServedModel).values(
         name=identity.model, path=identity.model_path, context_length=identity.context_length
     )
@@ -52,11 +52,11 @@ def register(conn: Connection, identity: GroupIdentity) -> None:
             set_={"path": model.excluded.path, "context_length": model.excluded.context_length},
         )
     )
-    report(conn, identity, _STARTING, is_start=True)
+    return report(conn, identity, _STARTING, is_start=True)
 
 
-def report(conn: Connection, identity: GroupIdentity, condition: GroupCondition, *, is_start: bool = False) -> None:
-    """Say how the group is. The row is made where it is missing."""
+def report(conn: Connection, identity: GroupIdentity, condition: GroupCondition, *, is_start: bool = False) -> bool:
+    """Say how the group is. The row is made where it is missing. Returns whether the group is wanted to be drained."""
     values: dict[str, Any] = {
         "model": identity.model,
         "state": condition.state,
@@ -68,6 +68,5 @@ def report(conn: Connection, identity: GroupIdentity, condition: GroupCondition,
     }
     if is_start:
         values["started_at"] = func.clock_timestamp()
-    conn.execute(
-        insert(Group).values(id=identity.id, **values).on_conflict_do_update(index_elements=["id"], set_=values)
-    )
+    row = insert(Group).values(id=identity.id, **values).on_conflict_do_update(index_elements=["id"], set_=values)
+    return bool(conn.scalar(row.returning(Group.is_drain_wanted)))

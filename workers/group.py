@@ -17,6 +17,7 @@ from pipeline.tables.fleet import GroupState
 from pipeline.tables.slices import AttemptEnd
 from pipeline.telemetry.logs import summarize_error
 from workers.backends.protocol import Engine, EngineStartError, EngineState
+from workers.drain import Drain
 from workers.feeder import Feeder
 from workers.fleet import GroupCondition, GroupIdentity, register, report
 from workers.heartbeat import Heartbeat, condition_of
@@ -58,6 +59,7 @@ class Group:
         self._held_slices = HeldSlices(settings.group_slices, int(settings.max_num_sequences * _FEED_AHEAD))
         self._feeder = Feeder(engine, self._held_slices, on_failure)
         self._recorder = Recorder(engine, self._held_slices, database, settings, on_failure)
+        self._pause = Drain(self._held_slices, self._return_all, settings.drain_seconds, on_failure)
         self._heartbeat = Heartbeat(
             identity,
             engine,
@@ -65,6 +67,7 @@ class Group:
             self._recorder,
             database,
             settings,
+            drain=self._pause,
             on_unable=self._return_all,
             on_failure=on_failure,
         )
@@ -85,7 +88,7 @@ class Group:
 
         def enter() -> None:
             with self._database.begin() as conn:
-                register(conn, self.identity)
+                self._pause.want(register(conn, self.identity))
                 expire_leases(conn, self.identity.id)
 
         until_done(enter, what="registering the group", give_up=self._is_draining)
@@ -121,6 +124,7 @@ class Group:
             self._feeder.stop()
             self._recorder.stop(_LAST_WORDS_SECONDS)
             self._heartbeat.stop()
+            self._pause.stop()
         self._engine.stop()
         if self._is_started:
             self._report_stop(None)
@@ -138,7 +142,7 @@ class Group:
         While the engine is away a ticket waits for it: dropped, it would be missing to another group.
         """
         while not self._reserve():
-            if self._is_draining.is_set():
+            if self._is_draining.is_set() or self._held_slices.is_paused:
                 return {"slice": None, "end": "draining"}
         held = self._claim()
         self.on_claimed()

@@ -15,6 +15,7 @@ from pipeline.settings import Settings
 from pipeline.tables.fleet import GroupState
 from pipeline.tables.slices import AttemptEnd
 from workers.backends.protocol import Engine, EngineState
+from workers.drain import Drain
 from workers.fleet import GroupCondition, GroupIdentity, report
 from workers.held_slices import HeldSlice, HeldSlices
 from workers.recorder import Recorder
@@ -49,6 +50,7 @@ class Heartbeat:
         database: Database,
         settings: Settings,
         *,
+        drain: Drain,
         on_unable: Callable[[], None],
         on_failure: Callable[[], None],
     ) -> None:
@@ -59,6 +61,7 @@ class Heartbeat:
         self._recorder = recorder
         self._database = database
         self._lease_seconds = settings.lease_seconds
+        self._drain = drain
         self._on_unable = on_unable
         self._is_stopping = threading.Event()
         self._outage = Outage("renewing leases")
@@ -74,7 +77,7 @@ class Heartbeat:
     def _run(self) -> None:
         told, due = None, 0.0
         while not self._is_stopping.wait(_LOOK_SECONDS):
-            condition = condition_of(self._engine)
+            condition = condition_of(self._engine, self._drain.state)
             if condition.state is GroupState.DEGRADED:
                 self._on_unable()
             if condition.state is not told or time.monotonic() >= due:
@@ -88,11 +91,12 @@ class Heartbeat:
         try:
             with self._database.begin() as conn:
                 renewal = renew_leases(conn, self._identity.id, [one.claimed for one in held], self._lease_seconds)
-                report(conn, self._identity, condition)
+                is_drain_wanted = report(conn, self._identity, condition)
         except TRANSIENT as error:
             self._outage.failed(error)
             return False
         self._outage.succeeded()
+        self._drain.want(is_drain_wanted)
         self._heed(held, renewal)
         return True
 
@@ -112,11 +116,14 @@ class Heartbeat:
                 self._engine.abort(running)
 
 
-def condition_of(engine: Engine) -> GroupCondition:
-    """How a group is, by its engine."""
+def condition_of(engine: Engine, drain_state: GroupState | None = None) -> GroupCondition:
+    """How a group is, by its engine, and by how far it has drained if it was asked to."""
     health, load = engine.health(), engine.load()
+    state = _GROUP_STATES[health.state]
+    if state is GroupState.READY and drain_state is not None:
+        state = drain_state
     return GroupCondition(
-        state=_GROUP_STATES[health.state],
+        state=state,
         reason=health.reason,
         rank_pids=health.rank_pids,
         info={

@@ -86,6 +86,7 @@ class HeldSlices:
         self._num_unrecorded = 0
         self._runs_alone = False
         self._is_closed = False
+        self._is_paused = False
         self._feeds = True
 
     def limit_tokens(self, max_tokens: int) -> None:
@@ -99,7 +100,7 @@ class HeldSlices:
     def num_wanted(self) -> int:
         """How many slices to hold and to claim now, those that are held among them; 0 where there is no room."""
         with self._changed:
-            if self._is_closed or not self._has_room():
+            if self._is_closed or self._is_paused or not self._has_room():
                 return 0
             return min(self._max_slices, len(self._slices) + _SLICES_AHEAD)
 
@@ -109,8 +110,8 @@ class HeldSlices:
         Is followed by `hold` or `release`.
         """
         with self._changed:
-            has_room = self._changed.wait_for(lambda: self._is_closed or self._has_room(), timeout)
-            if not has_room or self._is_closed:
+            may_end = self._changed.wait_for(lambda: self._is_closed or self._is_paused or self._has_room(), timeout)
+            if not may_end or self._is_closed or self._is_paused:
                 return False
             self._num_reserved += 1
             return True
@@ -130,7 +131,7 @@ class HeldSlices:
         )
         with self._changed:
             self._num_reserved -= 1
-            if self._is_closed:
+            if self._is_closed or self._is_paused:
                 return None
             self._slices[claimed.id] = held
             self._add_work(requests)
@@ -173,6 +174,24 @@ class HeldSlices:
             self._is_closed = True
             self._feeds = False
             self._changed.notify_all()
+
+    def pause(self) -> None:
+        """The same for a while."""
+        with self._changed:
+            self._is_paused = True
+            self._feeds = False
+            self._changed.notify_all()
+
+    def resume(self) -> None:
+        with self._changed:
+            self._is_paused = False
+            self._feeds = not self._is_closed
+            self._changed.notify_all()
+
+    @property
+    def is_paused(self) -> bool:
+        with self._changed:
+            return self._is_paused
 
     # --- requests
 

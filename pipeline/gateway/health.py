@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.gateway.errors import unavailable
 from pipeline.settings import get_settings
-from pipeline.tables.migrating import revisions
+from pipeline.tables.migrating import describe_lack, revisions
 
 router = APIRouter(tags=["health"])
 
@@ -63,10 +63,11 @@ async def _in_time(check: Callable[[], str]) -> str:
 
 def _postgresql() -> str:
     try:
-        current, wanted = revisions(get_settings().database_url.get_secret_value())
+        url = get_settings().database_url.get_secret_value()
+        lack = describe_lack(*revisions(url), url)
     except SQLAlchemyError:
         return "not reachable"
-    return "ok" if current == wanted else f"schema {current or 'missing'}, {wanted} wanted: run `ryzanstein migrate`"
+    return "ok" if lack is None else f"{lack}: run `ryzanstein migrate`"
 
 
 def _redis() -> str:

@@ -18,8 +18,13 @@ _PHASES = {
     GroupState.READY: ProcessPhase.RUNNING,
     GroupState.RESTARTING: ProcessPhase.RESTARTING,
     GroupState.DEGRADED: ProcessPhase.RUNNING,
+    GroupState.DRAINING: ProcessPhase.RUNNING,
+    GroupState.DRAINED: ProcessPhase.RUNNING,
     GroupState.STOPPED: ProcessPhase.RUNNING,
 }
+
+#: States in which a process runs and its group claims nothing.
+_SAID = (GroupState.DEGRADED, GroupState.DRAINING, GroupState.DRAINED)
 
 
 def report(state: StackState, supervisor_pid: int, fleet: Fleet) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def _with_engine(process: ProcessState, group: GroupReport) -> ProcessState:
     """A process that runs may still have an engine that does not."""
     if process.state is not ProcessPhase.RUNNING:
         return process
-    reason = group.reason or (f"group is {group.state}" if group.state is GroupState.DEGRADED else None)
+    reason = group.reason or (f"group is {group.state}" if group.state in _SAID else None)
     return process.model_copy(update={"state": _PHASES[group.state], "reason": reason})
 
 

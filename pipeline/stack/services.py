@@ -81,7 +81,7 @@ def _group(plan: StackPlan, fleet: Fleet, index: int) -> Service:
         plan,
         name,
         argv,
-        lambda pid: fleet.state_of(pid) is GroupState.READY,
+        lambda pid: fleet.state_of(pid) in (GroupState.READY, GroupState.DRAINING, GroupState.DRAINED),
         environment=environment,
         ready_seconds=options.load_seconds,
         stop_seconds=drain + 15,

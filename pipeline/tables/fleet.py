@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import ForeignKey, false
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -30,6 +30,8 @@ class GroupState(StrEnum):
     READY = "ready"  #: Claims slices.
     RESTARTING = "restarting"  #: Its engine is being replaced; claims nothing.
     DEGRADED = "degraded"  #: Its engine crashed too often; claims nothing until a person looks.
+    DRAINING = "draining"  #: Asked to take nothing more; finishes what runs within the drain time.
+    DRAINED = "drained"  #: Holds nothing, and claims nothing until it is told to resume.
     STOPPED = "stopped"  #: Ended in order.
 
 
@@ -48,5 +50,7 @@ class Group(Base):
     rank_pids: Mapped[list[int]] = mapped_column(JSONB)
     #: Engine kind, tensor parallelism, device, dtype, KV tokens, restarts.
     info: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    #: A person wants it to hold nothing; it hears of that with its next heartbeat.
+    is_drain_wanted: Mapped[bool] = mapped_column(server_default=false())
     started_at: Mapped[Created]
     heartbeat_at: Mapped[Created]

@@ -25,6 +25,18 @@ def migrate(database_url: str) -> None:
     command.upgrade(alembic_config(database_url), "head")
 
 
+def describe_lack(current: str | None, wanted: str | None, database_url: str) -> str | None:
+    """Why processes of this version can't use a database of this revision; None if they can.
+
+    One that is newer will do: a revision only adds to what the version before it uses, so that processes of both run
+    beside each other while a new version is rolled out.
+    """
+    known = {script.revision for script in ScriptDirectory.from_config(alembic_config(database_url)).walk_revisions()}
+    if current == wanted or (current is not None and current not in known):
+        return None
+    return f"schema {current or 'missing'}, {wanted} wanted"
+
+
 def revisions(database_url: str) -> tuple[str | None, str | None]:
     """The revision that the database has, and the one that this version wants."""
     engine = make_engine(database_url, pool_size=1)
