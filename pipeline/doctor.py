@@ -88,7 +88,7 @@ def _postgresql(settings: Settings) -> Iterator[Finding]:
             f"Start it, and check host, user and password in {PREFIX}DATABASE_URL.",
         )
         return
-    if (lack := describe_lack(current, wanted, settings.database_url.get_secret_value())) is not None:
+    if (lack := describe_lack(current, wanted)) is not None:
         yield _failed("postgresql", lack, "Run `ryzanstein migrate`.")
         return
     yield Finding(subject="postgresql", verdict=Verdict.OK, detail=f"{server}, schema {current}")

@@ -64,7 +64,7 @@ async def _in_time(check: Callable[[], str]) -> str:
 def _postgresql() -> str:
     try:
         url = get_settings().database_url.get_secret_value()
-        lack = describe_lack(*revisions(url), url)
+        lack = describe_lack(*revisions(url))
     except SQLAlchemyError:
         return "not reachable"
     return "ok" if lack is None else f"{lack}: run `ryzanstein migrate`"

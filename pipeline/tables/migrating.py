@@ -25,14 +25,14 @@ def migrate(database_url: str) -> None:
     command.upgrade(alembic_config(database_url), "head")
 
 
-def describe_lack(current: str | None, wanted: str | None, database_url: str) -> str | None:
+def describe_lack(current: str | None, wanted: str | None) -> str | None:
     """Why processes of this version can't use a database of this revision; None if they can.
 
     One that is newer will do: a revision only adds to what the version before it uses, so that processes of both run
     beside each other while a new version is rolled out.
     """
-    known = {script.revision for script in ScriptDirectory.from_config(alembic_config(database_url)).walk_revisions()}
-    if current == wanted or (current is not None and current not in known):
+    is_newer = current is not None and wanted is not None and current > wanted  # revisions are numbered
+    if current == wanted or is_newer:
         return None
     return f"schema {current or 'missing'}, {wanted} wanted"
 

@@ -90,7 +90,7 @@ def test_a_name_that_is_no_group_or_several_is_refused(database: Engine, tenant:
 def test_a_newer_schema_will_do_and_an_older_one_will_not(database: Engine) -> None:
     url = database.url.render_as_string(hide_password=False)
     current, wanted = revisions(url)
-    assert describe_lack(current, wanted, url) is None
-    assert describe_lack("9999", wanted, url) is None
-    assert describe_lack("0001", wanted, url) == f"schema 0001, {wanted} wanted"
-    assert describe_lack(None, wanted, url) == f"schema missing, {wanted} wanted"
+    assert describe_lack(current, wanted) is None
+    assert describe_lack("9999", wanted) is None
+    assert describe_lack("0001", wanted) == f"schema 0001, {wanted} wanted"
+    assert describe_lack(None, wanted) == f"schema missing, {wanted} wanted"
