@@ -77,12 +77,14 @@ INVARIANTS: Final = (
             OR sum(u.quantity) FILTER (WHERE u.meter <> 'output') <> r.num_prompt_tokens
         """,
     ),
+    # PostgreSQL reads no JSON with a NUL in a text, which an answer may have.
     Invariant(
         "what is metered of an answer is what the answer says",
-        """
+        r"""
         SELECT 'request ' || u.request_id, format('%s output tokens metered, %s in the answer', u.quantity, said)
-        FROM usage_events u JOIN results a ON a.request_id = u.request_id,
-             LATERAL (SELECT (a.body::json -> 'usage' ->> 'completion_tokens')::bigint AS said) usage
+        FROM usage_events u JOIN results a ON a.request_id = u.request_id, LATERAL (
+            SELECT (replace(a.body, '\u0000', '\u0001')::json -> 'usage' ->> 'completion_tokens')::bigint AS said
+        ) usage
         WHERE u.meter = 'output' AND u.quantity IS DISTINCT FROM said
         """,
     ),

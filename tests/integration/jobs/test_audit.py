@@ -125,6 +125,15 @@ def test_what_ran_as_it_should_agrees_and_every_damage_is_found(
     assert seen == {one.statement for one in (*INVARIANTS, *AT_REST)}
 
 
+@pytest.mark.usefixtures("finished")
+def test_an_answer_may_hold_a_nul_and_a_backslash_before_one(database: Engine) -> None:
+    with database.begin() as conn:
+        conn.exec_driver_sql(
+            r"""UPDATE results SET body = replace(body, '"usage":', '"\u0000 \\u0000": 0, "usage":')"""
+        )
+    assert audit(database).violations == []
+
+
 def test_a_slice_that_nobody_is_told_of_is_found(
     database: Engine, tenant: SeededTenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
