@@ -8,15 +8,13 @@
 // Neighbours decide when it is computed, though: sequences that share their first block are a family, and a family's
 // tasks over the same head and segment follow one another, so that shared keys and values are read from memory once.
 // On tile registers, decoding sequences of a family are also computed together as far as they share their blocks.
-#include <algorithm>
-#include <vector>
-
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
 #include "attention_amx.hpp"
 #include "attention_cache.hpp"
+#include "attention_plan.hpp"
 #include "attention_scratch.hpp"
 #include "attention_tiles.hpp"
 #include "kernels.hpp"
@@ -24,51 +22,27 @@
 
 namespace RZ_ISA {
 
-constexpr int64_t SEGMENT = 512;  // keys of a decoding sequence in one task
-
-struct Task {
-  int64_t family;
-  int64_t sequence, row, num_rows;  // rows of this sequence and one KV head
-  int64_t first, last;              // keys
-  int64_t part, num_parts;          // which of the row's segments, and how many there are
-  int64_t partial;                  // where the first of them lies among the partial results
-};
-
-// Tasks that are computed together: one, or decoding sequences that share the keys up to position `shared`.
-struct Bundle {
-  int64_t first, size;  // tasks
-  int64_t num_rows;
-  int64_t shared;
-  double cost;
-};
-
-// All tasks, in the order in which they are computed, and in bundles.
-struct Plan {
-  std::vector<Task> tasks;
-  std::vector<Bundle> bundles;
-  int64_t num_partials;
-};
+// Whether a cache of type T is read by tile registers.
+template <class T>
+static bool reads_on_tiles(const PagedStep& step) {
+#if defined(__AMX_BF16__)
+  return sizeof(T) == 2 && is_packed(step) && step.head_dim % 32 == 0;
+#else
+  (void)step;
+  return false;
+#endif
+}
 
 template <class T>
-struct Attention {
+struct Attention : Planning {
   typedef Product<T> P;
   typedef typename P::Row Row;
-  const PagedStep& step;
   T *keys, *values;
   const T* query;
   int64_t query_stride;  // from token to token
-  int64_t window;        // positions that a position sees; 0 is all
   T* out;
   float* partials;
 
-  int64_t rows_per_position() const { return step.heads / step.kv_heads; }
-  int64_t num_queries(const Task& task) const {
-    return step.query_starts[task.sequence + 1] - step.query_starts[task.sequence];
-  }
-  int64_t position(const Task& task, int64_t row) const {
-    return step.context_lengths[task.sequence] - num_queries(task) + row / rows_per_position();
-  }
-  int64_t first_seen(int64_t position) const { return window ? std::max<int64_t>(0, position - window + 1) : 0; }
   // Of the flat heads of all tokens.
   int64_t head_of(const Task& task, int64_t row, int64_t kv_head) const {
     const int64_t token = step.query_starts[task.sequence] + row / rows_per_position();
@@ -80,81 +54,13 @@ struct Attention {
     return partials + (index * rows_per_position() + row) * (2 + step.head_dim);
   }
 
-  const int32_t* blocks_of(const Task& task) const { return step.block_tables + task.sequence * step.table_stride; }
-
-#if defined(__AMX_BF16__)
-  bool is_on_tiles() const { return sizeof(T) == 2 && is_packed(step) && step.head_dim % 32 == 0; }
-#else
-  bool is_on_tiles() const { return false; }
-#endif
-
-  void plan(Plan& plan) const {
-    plan.tasks.clear(), plan.num_partials = 0;
-    for (int64_t s = 0; s < step.num_sequences; s++) {
-      const int64_t queries = step.query_starts[s + 1] - step.query_starts[s], rows = queries * rows_per_position();
-      for (int64_t row = 0; row < rows; row += TASK_ROWS) {
-        Task task{step.block_tables[s * step.table_stride], s, row, std::min(TASK_ROWS, rows - row), 0, 0, 0, 1, 0};
-        task.first = first_seen(position(task, row));
-        task.last = position(task, row + task.num_rows - 1) + 1;
-        if (queries > 1 || task.first / SEGMENT == (task.last - 1) / SEGMENT || rows > TASK_ROWS) {
-          plan.tasks.push_back(task);
-          continue;
-        }
-        const int64_t end = task.last;
-        task.num_parts = (end - 1) / SEGMENT - task.first / SEGMENT + 1, task.partial = plan.num_partials;
-        plan.num_partials += task.num_parts;
-        for (; task.first < end; task.first = task.last, task.part++) {
-          task.last = std::min(end, (task.first / SEGMENT + 1) * SEGMENT);
-          plan.tasks.push_back(task);
-        }
-      }
-    }
-    std::stable_sort(plan.tasks.begin(), plan.tasks.end(), [](const Task& a, const Task& b) {
-      return a.family != b.family ? a.family < b.family : a.first / SEGMENT < b.first / SEGMENT;
-    });
-    bundle(plan);
-  }
-
-  void bundle(Plan& plan) const {
-    const int64_t num_tasks = plan.tasks.size();
-    plan.bundles.clear();
-    for (int64_t at = 0; at < num_tasks;) {
-      const Task& first = plan.tasks[at];
-      Bundle bundle{at, 1, first.num_rows, 0, cost(first)};
-      for (int64_t shared = first.last / GROUP * GROUP; is_on_tiles() && !window && at + bundle.size < num_tasks;) {
-        const Task& next = plan.tasks[at + bundle.size];
-        if (num_queries(first) > 1 || num_queries(next) > 1 || bundle.num_rows + next.num_rows > SUBTILE) break;
-        // One that shares much less would have the others share as little.
-        const int64_t both = num_shared(first, next, shared);
-        if (next.family != first.family || next.first != first.first || both - first.first < (shared - first.first) / 2 ||
-            both <= first.first)
-          break;
-        bundle.shared = shared = both;
-        bundle.num_rows += next.num_rows, bundle.cost += cost(next), bundle.size++;
-      }
-      plan.bundles.push_back(bundle);
-      at += bundle.size;
-    }
-  }
-
-  // Up to which position two tasks share their blocks, in whole groups and no further than `limit`.
-  int64_t num_shared(const Task& a, const Task& b, int64_t limit) const {
-    const int64_t last = std::min(limit, b.last / GROUP * GROUP), size = step.block_size;
-    const int32_t *left = blocks_of(a), *right = blocks_of(b);
-    int64_t at = a.first;
-    while (at < last && left[at / size] == right[at / size]) at = (at / size + 1) * size;
-    return std::min(at, last);
-  }
-
-  static double cost(const Task& task) { return double(task.num_rows + 4) * double(task.last - task.first + 16); }
-
   // The bundles of all heads are cut into one run per thread, of equal cost.
   void attend(const Plan& plan, int64_t thread, int64_t num_threads) const {
     double total = 0, done = 0;
     for (const Bundle& bundle : plan.bundles) total += bundle.cost * step.kv_heads;
     const double from = total * thread / num_threads, to = total * (thread + 1) / num_threads;
     Scratch<T> scratch(step.head_dim);
-    const TileRegisters registers(is_on_tiles());
+    const TileRegisters registers(is_on_tiles);
     for (auto family = plan.bundles.begin(), end = family; family != plan.bundles.end(); family = end) {
       const int64_t block = plan.tasks[family->first].family;
       end = std::find_if(family, plan.bundles.end(),
@@ -206,7 +112,7 @@ struct Attention {
     tile.find(step, keys, values, blocks_of(task), kv_head, from, to, s.tile);
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2)
-      if (is_on_tiles()) end_values(tile, step.head_dim, (uint32_t*)s.tile);
+      if (is_on_tiles) end_values(tile, step.head_dim, (uint32_t*)s.tile);
 #endif
     for (int64_t row = 0; row < task.num_rows; row += SUBTILE)
       add_tile(task, tile, row, std::min<int64_t>(SUBTILE, task.num_rows - row), s);
@@ -226,7 +132,7 @@ struct Attention {
     };
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2)
-      if (is_on_tiles()) {
+      if (is_on_tiles) {
         score_on_tiles(s.queries + row * s.padded, s.padded, tile.keys + base, width / GROUP, tile.key_stride,
                        step.head_dim, s.scores, TILE);
         soften_rows();
@@ -357,7 +263,7 @@ static void attend_step(const PagedStep& step, T* keys, T* values, const T* quer
                         T* out) {
   static thread_local Plan plan;
   static thread_local Aligned partials;
-  Attention<T> attention{step, keys, values, query, query_stride, window, out, nullptr};
+  Attention<T> attention{{step, window, reads_on_tiles<T>(step)}, keys, values, query, query_stride, out, nullptr};
   attention.plan(plan);
   const int64_t rows = plan.num_partials * step.heads;
   attention.partials = (float*)partials.of(rows * (2 + step.head_dim) * sizeof(float));
