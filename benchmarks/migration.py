@@ -230,7 +230,7 @@ def fill(database_url: str, num_requests: int) -> None:
         model=MODEL, batch=BATCH_REQUESTS, slice=SLICE_REQUESTS, requests=num_requests, prompt=prompt
     )
     with psycopg.connect(database_url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as conn:
-        conn.execute(statements)  # type: ignore[arg-type]
+        conn.execute(statements)
 
 
 def _phase(name: str, change: Callable[[], object], writers: Writers, database: Engine) -> Phase:
