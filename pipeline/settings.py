@@ -35,6 +35,12 @@ class Settings(BaseSettings):
     # --- gateway
     gateway_host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     gateway_port: int = Field(8000, ge=0, le=65535, description="Port that the gateway listens on.")
+    key_failures_per_minute: int = Field(
+        60,
+        ge=0,
+        description="Calls with a wrong key that one address may make in a minute; more are answered by 429, and a "
+        "right key still passes. 0 is no limit.",
+    )
     max_upload_bytes: int = Field(512 * 1024**2, gt=0, description="Largest upload of any purpose, in bytes.")
     max_batch_file_bytes: int = Field(200 * 1024**2, gt=0, description="Largest input file of a batch, in bytes.")
     max_batch_lines: int = Field(50_000, gt=0, description="Most lines in the input file of a batch.")

@@ -7,6 +7,7 @@ from fastapi.routing import APIRoute
 
 from pipeline.gateway import batches, files, health, models
 from pipeline.gateway.errors import add_error_handlers
+from pipeline.gateway.failed_keys import FailedKeys
 from pipeline.gateway.middleware import (
     ANSWER_SECONDS,
     UPLOAD_ANSWER_SECONDS,
@@ -15,6 +16,7 @@ from pipeline.gateway.middleware import (
     RequestMiddleware,
 )
 from pipeline.schemas.errors import ErrorResponse
+from pipeline.settings import get_settings
 
 _DESCRIPTION = "Batch generation on GPUs you own. Objects, limits and errors are those of the OpenAI Batch API."
 
@@ -22,7 +24,7 @@ _DESCRIPTION = "Batch generation on GPUs you own. Objects, limits and errors are
 def create_app(
     *, answer_seconds: float = ANSWER_SECONDS, upload_answer_seconds: float = UPLOAD_ANSWER_SECONDS
 ) -> FastAPI:
-    """The gateway as an ASGI application; it keeps no state. Every answer begins within these times."""
+    """The gateway as an ASGI application. Its only state are the failed keys. Every answer begins within these times."""
     app = FastAPI(
         title="Ryzanstein",
         description=_DESCRIPTION,
@@ -33,6 +35,7 @@ def create_app(
         generate_unique_id_function=_operation_id,
         responses={"default": {"model": ErrorResponse, "description": "Anything that is no success"}},
     )
+    app.state.failed_keys = FailedKeys(get_settings().key_failures_per_minute)
     for resource in (files, batches, models, health):
         app.include_router(resource.router)
     add_error_handlers(app)

@@ -77,6 +77,17 @@ def unauthorized(message: str, code: str | None) -> ApiError:
     return ApiError(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})
 
 
+def too_many_failures(seconds: int) -> ApiError:
+    """Of keys from one address; the client of OpenAI need not try again."""
+    return ApiError(
+        429,
+        "Too many calls with an incorrect API key from this address. Check the key; a right one works at once.",
+        kind="requests",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(seconds), "x-should-retry": "false"},
+    )
+
+
 def internal_error() -> ApiError:
     """Says nothing of what happened; the log does, under the request's id."""
     return ApiError(
