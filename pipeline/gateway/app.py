@@ -24,7 +24,7 @@ _DESCRIPTION = "Batch generation on GPUs you own. Objects, limits and errors are
 def create_app(
     *, answer_seconds: float = ANSWER_SECONDS, upload_answer_seconds: float = UPLOAD_ANSWER_SECONDS
 ) -> FastAPI:
-    """The gateway as an ASGI application. Its only state are the failed keys. Every answer begins within these times."""
+    """The gateway as an ASGI application. Its only state is of failed keys. Every answer begins within these times."""
     app = FastAPI(
         title="Ryzanstein",
         description=_DESCRIPTION,
