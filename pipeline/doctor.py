@@ -7,15 +7,16 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
-from redis import Redis, RedisError
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.checks.disk import check_disk
+from pipeline.checks.findings import Finding, failed, ok, warning
+from pipeline.checks.postgres import check_postgres
+from pipeline.checks.redis_server import check_redis
 from pipeline.errors import ConfigurationError, PipelineError
 from pipeline.http_probe import http_status
 from pipeline.model_folder import resolve_model
@@ -36,30 +37,15 @@ _ASK_TORCH = (
 _ASK_KERNELS = "from models.kernels.cpu.library import isa; print(isa() or '')"
 
 
-class Verdict(StrEnum):
-    OK = "ok"
-    WARNING = "warning"  #: The service may run without it.
-    FAILED = "failed"  #: The service can't run like this.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    subject: str
-    verdict: Verdict
-    detail: str
-    #: What to do about it; empty where there is nothing to do.
-    advice: str = ""
-
-
 def examine(model: str | None = None) -> Iterator[Finding]:
     """Every finding, as soon as there is one; those that need the settings are left out where they are wrong."""
     yield _versions()
     try:
         settings = get_settings()
     except ConfigurationError as error:
-        yield _failed("settings", str(error), "Correct the variable; docs/settings.md lists all of them.")
+        yield failed("settings", str(error), "Correct the variable; docs/settings.md lists all of them.")
         return
-    yield Finding(subject="settings", verdict=Verdict.OK, detail=f"read from {PREFIX}… variables")
+    yield ok("settings", f"read from {PREFIX}… variables")
     checks: list[Callable[[Settings], Iterator[Finding]]] = [_postgresql, _redis, _storage, _gateway, _flower]
     for check in checks:
         yield from check(settings)
@@ -72,26 +58,28 @@ def examine(model: str | None = None) -> Iterator[Finding]:
 def _versions() -> Finding:
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     detail = f"ryzanstein {version('ryzanstein')} on Python {platform.python_version()}; {versions}"
-    return Finding(subject="versions", verdict=Verdict.OK, detail=detail)
+    return ok("versions", detail)
 
 
 def _postgresql(settings: Settings) -> Iterator[Finding]:
     try:
         with connection() as conn:
             server = conn.execute(text("SHOW server_version")).scalar_one()
+            found = [*check_postgres(conn)]
         current, wanted = revisions(settings.database_url.get_secret_value())
     except SQLAlchemyError:
         url = get_engine().url
-        yield _failed(
+        yield failed(
             "postgresql",
             f"{url.host}:{url.port} does not let us in",
             f"Start it, and check host, user and password in {PREFIX}DATABASE_URL.",
         )
         return
+    yield from found
     if (lack := describe_lack(current, wanted)) is not None:
-        yield _failed("postgresql", lack, "Run `ryzanstein migrate`.")
+        yield failed("postgresql", lack, "Run `ryzanstein migrate`.")
         return
-    yield Finding(subject="postgresql", verdict=Verdict.OK, detail=f"{server}, schema {current}")
+    yield ok("postgresql", f"{server}, schema {current}")
     yield from _models_and_groups()
 
 
@@ -103,52 +91,39 @@ def _models_and_groups() -> Iterator[Finding]:
         finding = _model(path)
         yield Finding(subject=f"model {name}", verdict=finding.verdict, detail=finding.detail, advice=finding.advice)
     if ready:
-        yield Finding(subject="groups", verdict=Verdict.OK, detail=f"{ready} ready")
+        yield ok("groups", f"{ready} ready")
     else:
-        yield _warning("groups", "none is ready", "Start one with `ryzanstein worker MODEL`; batches wait until then.")
+        yield warning("groups", "none is ready", "Start one with `ryzanstein worker MODEL`; batches wait until then.")
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
-    try:
-        with Redis.from_url(
-            settings.redis_url.get_secret_value(), socket_timeout=3, socket_connect_timeout=3
-        ) as client:
-            server = client.info("server")["redis_version"]
-            policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
-    except RedisError as error:
-        yield _failed("redis", f"no answer ({type(error).__name__})", f"Start it, and check {PREFIX}REDIS_URL.")
-        return
-    if policy != "noeviction":
-        yield _warning(
-            "redis", f"{server}, evicts by {policy}", "Set maxmemory-policy to noeviction: tickets get lost."
-        )
-    else:
-        yield Finding(subject="redis", verdict=Verdict.OK, detail=str(server))
+    return check_redis()
 
 
 def _storage(settings: Settings) -> Iterator[Finding]:
     try:
         check_writable()
     except PipelineError as error:
-        yield _failed("storage", str(error), f"Correct that, or set {PREFIX}STORAGE_URL.")
+        yield failed("storage", str(error), f"Correct that, or set {PREFIX}STORAGE_URL.")
         return
-    yield Finding(subject="storage", verdict=Verdict.OK, detail=f"{settings.storage_url} is writable")
+    yield ok("storage", f"{settings.storage_url} is writable")
+    yield from check_disk(settings)
 
 
 def _gateway(settings: Settings) -> Iterator[Finding]:
     url = settings.base_url.rstrip("/").removesuffix("/v1") + "/readyz"
     if http_status(url) == 200:
-        yield Finding(subject="gateway", verdict=Verdict.OK, detail=f"{settings.base_url} is ready")
+        yield ok("gateway", f"{settings.base_url} is ready")
     else:
-        yield _warning("gateway", f"{url} does not answer", f"Start `ryzanstein gateway`, or set {PREFIX}BASE_URL.")
+        yield warning("gateway", f"{url} does not answer", f"Start `ryzanstein gateway`, or set {PREFIX}BASE_URL.")
 
 
 def _flower(settings: Settings) -> Iterator[Finding]:
     url = f"http://{settings.flower_host}:{settings.flower_port}/healthcheck"
     if http_status(url) == 200:
-        yield Finding(subject="flower", verdict=Verdict.OK, detail=f"{url} answers")
+        yield ok("flower", f"{url} answers")
     else:
-        yield _warning("flower", f"{url} does not answer", "Start `ryzanstein flower` to watch the queues.")
+        yield warning("flower", f"{url} does not answer", "Start `ryzanstein flower` to watch the queues.")
 
 
 def _model(name_or_path: str) -> Finding:
@@ -158,10 +133,10 @@ def _model(name_or_path: str) -> Finding:
         json.loads((folder / "config.json").read_bytes())
         tokenizer = Tokenizer.load(folder)
     except (PipelineError, OSError, ValueError) as error:
-        return _failed(subject, str(error), "Give the folder of a model that this machine can read.")
+        return failed(subject, str(error), "Give the folder of a model that this machine can read.")
     if not any(folder.glob("*.safetensors")):
-        return _warning(subject, f"{folder} has no .safetensors", "Only the echo engine can serve it.")
-    return Finding(subject=subject, verdict=Verdict.OK, detail=f"{folder}, {tokenizer.vocab_size} token ids")
+        return warning(subject, f"{folder} has no .safetensors", "Only the echo engine can serve it.")
+    return ok(subject, f"{folder}, {tokenizer.vocab_size} token ids")
 
 
 def _torch() -> Finding:
@@ -171,14 +146,14 @@ def _torch() -> Finding:
         )
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return _failed("torch", last, "Install torch as constraints.txt pins it.")
+        return failed("torch", last, "Install torch as constraints.txt pins it.")
     except subprocess.TimeoutExpired:
-        return _failed("torch", f"did not load within {_TORCH_SECONDS:g} s", "Check the driver of the GPU.")
+        return failed("torch", f"did not load within {_TORCH_SECONDS:g} s", "Check the driver of the GPU.")
     torch_version, threads, gpus = json.loads(asked.stdout)
     if not gpus and any(Path("/dev").glob("nvidia[0-9]*")):
-        return _warning("torch", f"{torch_version} does not see the GPU", "Install a build of torch with CUDA.")
+        return warning("torch", f"{torch_version} does not see the GPU", "Install a build of torch with CUDA.")
     where = ", ".join(gpus) if gpus else f"no GPU, {threads} CPU threads"
-    return Finding(subject="torch", verdict=Verdict.OK, detail=f"{torch_version}, {where}")
+    return ok("torch", f"{torch_version}, {where}")
 
 
 def _kernels() -> Finding:
@@ -193,16 +168,8 @@ def _kernels() -> Finding:
             check=True,
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        return _warning(subject, "do not load", "Install the package again; torch's own operations are used meanwhile.")
+        return warning(subject, "do not load", "Install the package again; torch's own operations are used meanwhile.")
     if not (isa := asked.stdout.strip()):
         advice = "Install a C++ compiler, then the package again; torch's own operations are several times slower."
-        return _warning(subject, "were not built", advice)
-    return Finding(subject=subject, verdict=Verdict.OK, detail=f"built, for {isa}")
-
-
-def _warning(subject: str, detail: str, advice: str) -> Finding:
-    return Finding(subject=subject, verdict=Verdict.WARNING, detail=detail, advice=advice)
-
-
-def _failed(subject: str, detail: str, advice: str) -> Finding:
-    return Finding(subject=subject, verdict=Verdict.FAILED, detail=detail, advice=advice)
+        return warning(subject, "were not built", advice)
+    return ok(subject, f"built, for {isa}")

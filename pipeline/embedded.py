@@ -81,6 +81,8 @@ class EmbeddedPostgres:
     port: int = field(default_factory=free_port)
     #: For tests alone: without fsync a crash of the machine loses data, a crash of the server does not.
     fsync: bool = True
+    #: For tests alone: what postgresql.conf may have, beside or instead of ours.
+    settings: Mapping[str, str] = field(default_factory=dict)
     #: Environment of the server; None is ours.
     env: Mapping[str, str] | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -120,6 +122,7 @@ class EmbeddedPostgres:
             "log_parameter_max_length": "0",
             "log_parameter_max_length_on_error": "0",
             "log_error_verbosity": "terse",
+            **self.settings,
         }
         argv = [str(programs / "postgres"), "-D", str(self.folder)]
         for name, value in settings.items():

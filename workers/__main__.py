@@ -12,6 +12,7 @@ import typer
 from models.config import ModelConfig
 from models.errors import ModelError
 from pipeline.celery import app, generate_queue, queue
+from pipeline.checks.starting import check_at_start
 from pipeline.errors import UserError
 from pipeline.model_folder import resolve_model
 from pipeline.settings import Settings, get_settings
@@ -43,6 +44,7 @@ def main(
     try:
         settings = get_settings()
         configure_logging(name)
+        check_at_start()
         folder = resolve_model(model)
         identity = GroupIdentity(
             id=f"{name}@{socket.gethostname()}",

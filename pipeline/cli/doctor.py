@@ -19,7 +19,8 @@ def doctor(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Check versions, settings, servers, storage, models and devices. Exit code 1 if something is wrong."""
-    from pipeline.doctor import Verdict, examine
+    from pipeline.checks.findings import Verdict
+    from pipeline.doctor import examine
     from pipeline.stack.connect import use_stack
 
     if data_dir is not None:

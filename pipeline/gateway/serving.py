@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uvicorn
 
+from pipeline.checks.starting import check_at_start
 from pipeline.gateway.app import create_app
 from pipeline.telemetry.logs import configure_logging
 
@@ -14,6 +15,7 @@ _GRACEFUL_SECONDS = 20
 def run_gateway(host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT, then finish what has begun. One process: start more of them for more cores."""
     configure_logging("gateway")
+    check_at_start()
     uvicorn.run(
         create_app(),
         host=host,

@@ -7,6 +7,7 @@ import sys
 from typing import Final
 
 from pipeline.celery import CONTROL_QUEUE, app
+from pipeline.checks.starting import check_at_start
 from pipeline.jobs.beat import Beat
 from pipeline.telemetry.logs import configure_logging
 from pipeline.worker_pool import TaskPool
@@ -18,6 +19,7 @@ _NUM_THREADS: Final = 6
 def run_control_worker() -> None:
     """Work until SIGTERM, finish the tasks at hand, and leave the process. The node's name is `control@HOST`."""
     configure_logging("control")
+    check_at_start()
     app.steps["worker"].add(Beat)
     worker = app.Worker(
         hostname=f"control@{socket.gethostname()}",

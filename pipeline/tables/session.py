@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Final
 
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.orm import Session
 
 from pipeline.settings import get_settings
 
-#: Session settings that the promise rests on: a commit is durable, and nothing waits for ever.
+#: Connections that one process keeps open, and as many more when it is busy.
+_POOL_SIZE: Final = 10
+#: Connections that one process opens at most, those of its readiness and of migrations aside.
+MAX_CONNECTIONS: Final = 2 * _POOL_SIZE
+
+#: Session settings that the promise rests on: a commit is durable, each statement sees what is committed when it
+#: begins, and nothing waits for ever.
 _OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
         "synchronous_commit": "on",
+        "default_transaction_isolation": r"read\ committed",
         "lock_timeout": "10s",
         "statement_timeout": "120s",
         "idle_in_transaction_session_timeout": "120s",
@@ -24,7 +32,7 @@ _OPTIONS = " ".join(
 )
 
 
-def make_engine(database_url: str, pool_size: int = 10) -> Engine:
+def make_engine(database_url: str, pool_size: int = _POOL_SIZE) -> Engine:
     """`postgresql+psycopg://…`; connections are tested before use, so that a restarted server costs no error."""
     return create_engine(
         database_url,
