@@ -44,7 +44,6 @@ def main(
     try:
         settings = get_settings()
         configure_logging(name)
-        check_at_start()
         folder = resolve_model(model)
         identity = GroupIdentity(
             id=f"{name}@{socket.gethostname()}",
@@ -67,6 +66,7 @@ def main(
             get_engine(),
             on_failure=lambda: os._exit(1),
         )
+        check_at_start()
     except (UserError, ModelError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 — for a person at a terminal
         raise SystemExit(1) from None
