@@ -1,4 +1,4 @@
-"""`ryzanstein up`, `down` and `status`: the whole service on one machine."""
+"""`ryzanstein up`, `down`, `restart` and `status`: the whole service on one machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ _JSON = typer.Option(False, "--json", help="Print one JSON object.")
 def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(down)
+    app.command()(restart)
     app.command()(status)
 
 
@@ -103,6 +105,32 @@ def down(data_dir: Path = _DATA_DIR, as_json: bool = _JSON) -> None:
         typer.echo(json.dumps({"data_dir": str(data_dir.expanduser().absolute()), "was_running": was_running}))
     else:
         typer.echo("Stopped." if was_running else f"Nothing was running in {data_dir}.")
+
+
+def restart(
+    names: list[str] | None = typer.Argument(None, metavar="[PROCESS]...", help="As `ryzanstein status` calls them."),
+    restart_all: bool = typer.Option(False, "--all", help="Every process but the supervisor."),
+    wait_seconds: float = typer.Option(180.0, min=1, help="How long one may take until it is ready again."),
+    data_dir: Path = _DATA_DIR,
+    as_json: bool = _JSON,
+) -> None:
+    """Restart processes one after the other, each when the one before is ready again. Nothing that runs is lost.
+
+    A group first finishes or gives back what it holds; the other groups go on with it from where it was.
+    """
+    from pipeline.stack.restarting import Restarted
+    from pipeline.stack.restarting import restart as restart_processes
+
+    if bool(names) == restart_all:
+        raise UserError("Name the processes to restart, or give --all.")
+
+    def tell(done: Restarted) -> None:
+        if as_json:
+            typer.echo(json.dumps(asdict(done)))
+        else:
+            typer.echo(f"{done.name} is back after {done.seconds:.1f} s (process {done.new_pid}).")
+
+    restart_processes(DataDir(data_dir.expanduser().absolute()), names or [], patience=wait_seconds, tell=tell)
 
 
 def status(data_dir: Path = _DATA_DIR, as_json: bool = _JSON) -> None:
