@@ -40,7 +40,8 @@ def check_redis(ping_seconds: float = _PING_SECONDS) -> Iterator[Finding]:
 
 
 def _redis(client: Redis, ping_seconds: float) -> Iterator[Finding]:
-    yield from check_release(client.info("server"))
+    if not _is_local(client):
+        yield from check_release(client.info("server"))
     memory = client.info("memory")
     policy = memory.get("maxmemory_policy") or _config(client, "maxmemory-policy")
     if policy not in ("noeviction", None):
@@ -55,6 +56,12 @@ def _redis(client: Redis, ping_seconds: float) -> Iterator[Finding]:
             f"{seconds * 1000:.0f} ms for a PING",
             "Bring Redis nearer to the groups, or find out what else keeps it busy (SLOWLOG GET).",
         )
+
+
+def _is_local(client: Redis) -> bool:
+    """Whether it listens to processes of its own machine alone, as an embedded one does."""
+    addresses = (_config(client, "bind") or "*").split()
+    return all(address.lstrip("-") in ("127.0.0.1", "::1", "localhost") for address in addresses)
 
 
 def check_release(server: Mapping[str, Any]) -> Iterator[Finding]:

@@ -125,6 +125,15 @@ def test_a_redis_that_is_slow_is_said(own_redis: redis.Redis) -> None:
     assert "redis latency" not in by_subject(check_redis(ping_seconds=60.0))
 
 
+def test_the_release_matters_only_where_others_reach_the_server(own_redis: redis.Redis) -> None:
+    assert "redis version" not in by_subject(check_redis())
+    own_redis.config_set("bind", "127.0.0.1 127.0.0.2")  # not one of those that are known to be local
+    found = by_subject(check_redis())
+    own_redis.config_set("bind", "127.0.0.1 -::1")
+    assert ("redis version" in found) == bool(list(check_release(own_redis.info("server"))))
+    assert "redis version" not in by_subject(check_redis())
+
+
 def test_a_redis_that_hides_its_settings_is_no_failure(own_redis: redis.Redis) -> None:
     own_redis.execute_command("ACL", "SETUSER", "default", "-config")
     assert by_subject(check_redis())["redis"].verdict is Verdict.OK
