@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     )
     record_requests: int = Field(64, gt=0, description="Most outcomes recorded in one transaction.")
     record_seconds: float = Field(0.25, gt=0, description="Longest that an outcome waits to be recorded, in seconds.")
+    worker_health_host: str = Field("127.0.0.1", description="Address on which a group answers /healthz and /readyz.")
+    worker_health_port: int = Field(
+        0, ge=0, le=65535, description="Port for that; 0 takes any free one, which the group's `info` in SQL tells."
+    )
     drain_seconds: float = Field(30.0, ge=0, description="Time that a stopping group gives its running requests.")
     max_crash_exposures: int = Field(3, gt=0, description="Engine crashes after which a suspect request fails.")
     kv_cache_tokens: int = Field(0, ge=0, description="Tokens that the KV cache holds; 0 sizes it from free memory.")

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import httpx2
 import openai
+import psutil
 import uvicorn
 from fastapi import FastAPI
 
+from pipeline.embedded import EmbeddedPostgres
 from pipeline.gateway import create_app
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import create_key
@@ -82,3 +84,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < limit, "it did not happen in time"
         time.sleep(0.02)
+
+
+def postgres_processes(server: EmbeddedPostgres) -> list[int]:
+    assert server.process is not None
+    parent = psutil.Process(server.process.pid)
+    return [parent.pid, *(child.pid for child in parent.children(recursive=True))]

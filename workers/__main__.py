@@ -27,6 +27,7 @@ from workers.backends.protocol import Engine
 from workers.bootstep import group_step
 from workers.fleet import GroupIdentity
 from workers.group import Group
+from workers.health_server import HealthServer
 from workers.ticket_pool import ticket_pool
 
 
@@ -45,6 +46,7 @@ def main(
         settings = get_settings()
         configure_logging(name)
         folder = resolve_model(model)
+        health = HealthServer(settings.worker_health_host, settings.worker_health_port)
         identity = GroupIdentity(
             id=f"{name}@{socket.gethostname()}",
             model=model_name or _served_name(model, folder),
@@ -57,6 +59,7 @@ def main(
                 "device": device.value,
                 "dtype": dtype.value,
                 "quantize": quantize.value,
+                "health_port": health.port,
             },
         )
         group = Group(
@@ -70,6 +73,7 @@ def main(
     except (UserError, ModelError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 — for a person at a terminal
         raise SystemExit(1) from None
+    health.start(group.readiness)
     _work(group, identity, settings)
 
 

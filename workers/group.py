@@ -22,6 +22,7 @@ from workers.feeder import Feeder
 from workers.fleet import GroupCondition, GroupIdentity, register, report
 from workers.heartbeat import Heartbeat, condition_of
 from workers.held_slices import HeldSlice, HeldSlices
+from workers.readiness import Readiness
 from workers.recorder import Recorder
 from workers.retries import TRANSIENT, until_done
 from workers.threads import GuardedThread
@@ -60,6 +61,7 @@ class Group:
         self._feeder = Feeder(engine, self._held_slices, on_failure)
         self._recorder = Recorder(engine, self._held_slices, database, settings, on_failure)
         self._pause = Drain(self._held_slices, self._return_all, settings.drain_seconds, on_failure)
+        self.readiness = Readiness(engine, database, settings, has_work=lambda: bool(self._held_slices.in_flight_ids()))
         self._heartbeat = Heartbeat(
             identity,
             engine,
@@ -68,6 +70,7 @@ class Group:
             database,
             settings,
             drain=self._pause,
+            readiness=self.readiness,
             on_unable=self._return_all,
             on_failure=on_failure,
         )
@@ -101,7 +104,10 @@ class Group:
         log.info("the engine is ready", model=self.identity.model, seconds=round(time.monotonic() - began, 1))
         if num_kv_tokens := self._engine.load().num_kv_tokens:  # an echo has no cache
             self._held_slices.limit_tokens(num_kv_tokens)
-        self._tell(condition_of(self._engine))
+        condition = condition_of(self._engine, self._pause.state)
+        self.readiness.renewed()  # there is nothing to renew
+        self.readiness.saw(condition.state)
+        self._tell(condition)
         self._is_started = True
         for part in (self._feeder, self._recorder, self._heartbeat, self._poller, self._drainer):
             part.start()

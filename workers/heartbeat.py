@@ -18,6 +18,7 @@ from workers.backends.protocol import Engine, EngineState
 from workers.drain import Drain
 from workers.fleet import GroupCondition, GroupIdentity, report
 from workers.held_slices import HeldSlice, HeldSlices
+from workers.readiness import Readiness
 from workers.recorder import Recorder
 from workers.retries import TRANSIENT, Outage
 from workers.threads import GuardedThread
@@ -51,6 +52,7 @@ class Heartbeat:
         settings: Settings,
         *,
         drain: Drain,
+        readiness: Readiness,
         on_unable: Callable[[], None],
         on_failure: Callable[[], None],
     ) -> None:
@@ -62,6 +64,7 @@ class Heartbeat:
         self._database = database
         self._lease_seconds = settings.lease_seconds
         self._drain = drain
+        self._readiness = readiness
         self._on_unable = on_unable
         self._is_stopping = threading.Event()
         self._outage = Outage("renewing leases")
@@ -78,6 +81,7 @@ class Heartbeat:
         told, due = None, 0.0
         while not self._is_stopping.wait(_LOOK_SECONDS):
             condition = condition_of(self._engine, self._drain.state)
+            self._readiness.saw(condition.state, condition.reason)
             if condition.state is GroupState.DEGRADED:
                 self._on_unable()
             if condition.state is not told or time.monotonic() >= due:
@@ -96,6 +100,7 @@ class Heartbeat:
             self._outage.failed(error)
             return False
         self._outage.succeeded()
+        self._readiness.renewed()
         self._drain.want(is_drain_wanted)
         self._heed(held, renewal)
         return True

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import structlog
-from running_gateways import Tenant, new_tenant, serve
+from running_gateways import Tenant, new_tenant, postgres_processes, serve
 from sqlalchemy import Engine
 
+from pipeline.embedded import EmbeddedPostgres, new_password
 from pipeline.settings import get_settings
+from pipeline.tables.migrating import migrate
+from pipeline.tables.session import get_engine
 
 
 @pytest.fixture
@@ -70,3 +76,25 @@ def set_before_start(settings_env: pytest.MonkeyPatch) -> Callable[[str, object]
         get_settings.cache_clear()
 
     return set_setting
+
+
+@pytest.fixture
+def own_postgres(
+    servers_folder: Path, settings_env: pytest.MonkeyPatch, redis_url: str, log_path: Path
+) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL that a test may harm."""
+    folder = servers_folder / f"harmed-{new_password()}"
+    folder.mkdir()
+    server = EmbeddedPostgres(folder / "data", new_password(), folder / "postgres.log", fsync=False)
+    server.start()
+    migrate(server.url)
+    settings_env.setenv("RYZANSTEIN_DATABASE_URL", server.url)
+    get_settings.cache_clear()
+    get_engine.cache_clear()
+    yield server
+    get_engine().dispose()
+    if server.process is not None and server.process.poll() is None:
+        for pid in postgres_processes(server):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    server.stop()

@@ -10,18 +10,15 @@ from pathlib import Path
 
 import httpx2
 import openai
-import psutil
 import pytest
-from running_gateways import Tenant, error_of, new_tenant, serve, wait_for
+from running_gateways import Tenant, error_of, new_tenant, postgres_processes, serve, wait_for
 from sqlalchemy import Engine
 
-from pipeline.embedded import EmbeddedPostgres, new_password
+from pipeline.embedded import EmbeddedPostgres
 from pipeline.gateway import create_app
 from pipeline.gateway.health import Readiness
 from pipeline.gateway.middleware import MAX_JSON_BYTES
 from pipeline.settings import get_settings
-from pipeline.tables.migrating import migrate
-from pipeline.tables.session import get_engine
 
 
 def test_an_unknown_address_is_not_found(acme: Tenant) -> None:
@@ -118,26 +115,6 @@ def test_readiness_needs_the_schema_of_this_version(
     assert "ryzanstein migrate" in str(error_of(response)["message"])
 
 
-@pytest.fixture
-def own_postgres(
-    servers_folder: Path, settings_env: pytest.MonkeyPatch, redis_url: str, log_path: Path
-) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL that a test may harm."""
-    folder = servers_folder / f"harmed-{new_password()}"
-    folder.mkdir()
-    server = EmbeddedPostgres(folder / "data", new_password(), folder / "postgres.log", fsync=False)
-    server.start()
-    migrate(server.url)
-    settings_env.setenv("RYZANSTEIN_DATABASE_URL", server.url)
-    get_settings.cache_clear()
-    get_engine.cache_clear()
-    yield server
-    get_engine().dispose()
-    if server.process is not None:
-        server.process.send_signal(signal.SIGCONT)
-    server.stop()
-
-
 def routes(tenant: Tenant) -> Iterator[httpx2.Response]:
     """The answers of a route of each kind."""
     for method, path in [
@@ -197,12 +174,6 @@ def test_a_postgresql_that_hangs_makes_no_client_hang(own_postgres: EmbeddedPost
             for pid in children:
                 os.kill(pid, signal.SIGCONT)
         wait_for(lambda: tenant.http.get("/v1/models").status_code == 200)
-
-
-def postgres_processes(server: EmbeddedPostgres) -> list[int]:
-    assert server.process is not None
-    parent = psutil.Process(server.process.pid)
-    return [parent.pid, *(child.pid for child in parent.children(recursive=True))]
 
 
 def test_a_redis_that_is_away_delays_no_batch(

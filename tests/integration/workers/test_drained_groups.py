@@ -39,10 +39,10 @@ def test_a_drained_group_holds_nothing_until_it_resumes_and_the_others_go_on(
     database: Engine, tenant: SeededTenant, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed_batch(database, tenant, [4] * 10, params={"max_tokens": 60})
-    settings = make_settings(drain_seconds=0.2)
+    settings = make_settings(drain_seconds=0.2, group_slices=3)  # none of them takes all that there is
     with (
-        running_group(database, EchoEngine(folder, tokens_per_second=400), settings),
-        running_group(database, EchoEngine(folder, tokens_per_second=400), settings, OTHER),
+        running_group(database, EchoEngine(folder, tokens_per_second=1_200), settings),
+        running_group(database, EchoEngine(folder, tokens_per_second=1_200), settings, OTHER),
     ):
         wait_for(lambda: claimed_by(database) == {GROUP, OTHER})
         drain(group="group-0", wait=True, data_dir=None)

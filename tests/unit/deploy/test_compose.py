@@ -119,7 +119,11 @@ def test_volumes_are_declared_and_shared_where_they_must_be(compose: dict[str, A
     assert mounts["worker"][0] == mounts["control"][1]
 
 
-def test_health_checks_ask_nodes_by_the_names_that_they_have(services: dict[str, dict[str, Any]]) -> None:
-    for name, node in (("control", "control"), ("worker", "group-0")):
-        test = services[name]["healthcheck"]["test"]
-        assert test[test.index("--destination") + 1] == f"{node}@{services[name]['hostname']}"
+def test_health_checks_ask_where_the_processes_answer(services: dict[str, dict[str, Any]]) -> None:
+    control = services["control"]
+    test = control["healthcheck"]["test"]
+    assert test[test.index("--destination") + 1] == f"control@{control['hostname']}"
+
+    worker = services["worker"]
+    port = worker["environment"][f"{PREFIX}WORKER_HEALTH_PORT"]
+    assert f"http://127.0.0.1:{port}/readyz" in worker["healthcheck"]["test"][-1]
