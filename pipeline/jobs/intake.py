@@ -13,13 +13,16 @@ from sqlalchemy import Connection, text
 
 from pipeline.jobs.input_lines import FileEncodingError, FileTooLargeError, InputLine, read_lines
 from pipeline.jobs.intake_table import InvalidLine, create_intake_table, write_errors, write_requests
-from pipeline.jobs.prompts import PromptEncoder, RenderedRequest
+from pipeline.jobs.prompts import CheckedLine, PromptEncoder, RenderedRequest
 from pipeline.schemas.invalid import InvalidRequestError
 from pipeline.schemas.requests import RequestLine, check_line, parse_body, parse_line, readable_custom_id
 from pipeline.settings import Settings
 from pipeline.tables.batches import Batch, OnInvalid
 from pipeline.tokenization import Tokenizer, TokenizerError
 
+#: Lines, and bytes of them, that are rendered at once.
+_RENDERED_LINES = 64
+_RENDERED_BYTES = 256 * 1024
 #: Requests, and bytes of their prompts, that are tokenised and written at once. Tokenising takes some 200 bytes of
 #: memory for each token, and a text can have as many tokens as bytes.
 _CHUNK_REQUESTS = 1024
@@ -121,6 +124,8 @@ class _Intake:
         }
         self._encoder: PromptEncoder | None = None
         self._custom_ids: set[str] = set()
+        self._checked: list[CheckedLine] = []
+        self._num_checked_bytes = 0
         self._chunk: list[RenderedRequest] = []
         self._num_chunk_bytes = 0
         self.model: _Model | None = None
@@ -138,30 +143,45 @@ class _Intake:
                     message = f"The file has more than {max_lines} requests. Split it into several batches."
                     raise _FileError("too_many_requests", message)
                 self._read_line(line)
+            self._render()
+            self._write_chunk()
         except FileTooLargeError:
             message = f"The file has more than {max_bytes} bytes. Split it into several batches."
             raise _FileError("file_too_large", message) from None
         except FileEncodingError:
             raise _FileError("invalid_encoding", "The file is UTF-16. Save it as UTF-8.") from None
+        except TokenizerError as error:
+            raise _unavailable(self.model.name if self.model else "", error) from None
         if num_lines == 0:
             raise _FileError("empty_file", "The file has no requests. Write one JSON object per line.")
-        self._write_chunk()
 
     def _read_line(self, line: InputLine) -> None:
         try:
-            rendered = self._check(line)
+            checked = self._check(line)
         except _FileError:
             raise
         except InvalidRequestError as error:
             self.errors.append(InvalidLine.of(line.number, readable_custom_id(line.data), error))
             return
-        self._chunk.append(rendered)
-        self._num_chunk_bytes += rendered.num_bytes
-        if len(self._chunk) >= _CHUNK_REQUESTS or self._num_chunk_bytes >= _CHUNK_BYTES:
-            self._write_chunk()
+        self._checked.append(checked)
+        self._num_checked_bytes += len(line.data or b"")
+        if len(self._checked) >= _RENDERED_LINES or self._num_checked_bytes >= _RENDERED_BYTES:
+            self._render()
 
-    def _check(self, line: InputLine) -> RenderedRequest:
-        """Everything but what needs the tokens. Raises InvalidRequestError."""
+    def _render(self) -> None:
+        if self._encoder is None:
+            return
+        rendered, invalid = self._encoder.render(self._checked)
+        self._checked, self._num_checked_bytes = [], 0
+        self.errors += invalid
+        for request in rendered:
+            self._chunk.append(request)
+            self._num_chunk_bytes += request.num_bytes
+            if len(self._chunk) >= _CHUNK_REQUESTS or self._num_chunk_bytes >= _CHUNK_BYTES:
+                self._write_chunk()
+
+    def _check(self, line: InputLine) -> CheckedLine:
+        """Everything but what needs the prompt. Raises InvalidRequestError."""
         if line.data is None:
             message = f"This line is longer than {self._settings.max_line_bytes} bytes."
             raise InvalidRequestError("line_too_long", None, message)
@@ -169,7 +189,8 @@ class _Intake:
         check_line(envelope, self._endpoint)
         self._check_unique(envelope)
         body = parse_body(envelope, self._endpoint)
-        return self._encoder_of(body.model).render(line.number, envelope.custom_id, body)
+        self._choose(body.model)
+        return CheckedLine(line.number, envelope.custom_id, body)
 
     def _check_unique(self, envelope: RequestLine) -> None:
         if envelope.custom_id in self._custom_ids:
@@ -180,10 +201,10 @@ class _Intake:
             raise InvalidRequestError("duplicate_custom_id", "custom_id", message)
         self._custom_ids.add(envelope.custom_id)
 
-    def _encoder_of(self, name: str) -> PromptEncoder:
-        """Of the batch's one model. Raises InvalidRequestError where `name` is not it."""
-        if self._encoder is not None and self.model is not None and name == self.model.name:
-            return self._encoder
+    def _choose(self, name: str) -> None:
+        """The first line's model is the batch's. Raises InvalidRequestError where `name` is not it."""
+        if self.model is not None and name == self.model.name:
+            return
         model = self._models.get(name)
         if model is None:
             shown = f"'{name}'" if len(name) <= 128 else "of this line"
@@ -198,12 +219,9 @@ class _Intake:
         try:
             tokenizer = self._tokenizer_of(model.path)
         except TokenizerError as error:
-            log.error("tokenizer not loaded", model=name, error=str(error))
-            message = f"The model '{name}' can't be used, because its tokenizer can't be read. Tell the operator."
-            raise _FileError("model_unavailable", message) from None
+            raise _unavailable(name, error) from None
         self.model = model
         self._encoder = PromptEncoder(tokenizer, model.context_length)
-        return self._encoder
 
     def _write_chunk(self) -> None:
         if self._encoder is None:
@@ -213,3 +231,10 @@ class _Intake:
         self.num_requests += len(prepared)
         self.errors += invalid
         self._chunk, self._num_chunk_bytes = [], 0
+
+
+def _unavailable(model: str, error: TokenizerError) -> _FileError:
+    """No line of the file can be run, and the client can do nothing about it; the log has the reason."""
+    log.error("tokenizer can't be used", model=model, error=str(error))
+    message = f"The model '{model}' can't be used, because its tokenizer can't be used. Tell the operator."
+    return _FileError("model_unavailable", message)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import msgspec
 
@@ -11,7 +12,20 @@ from pipeline.jobs.intake_table import InvalidLine, PreparedRequest
 from pipeline.schemas.bodies import ChatCompletionBody, CompletionBody
 from pipeline.schemas.generation import GenerationParams
 from pipeline.schemas.invalid import InvalidRequestError
-from pipeline.tokenization import ChatTemplateError, Tokenizer
+from pipeline.tokenization import ChatTemplateError, ChatTemplateLimitError, Tokenizer, TokenizerError
+
+#: Prompts of one batch that may be too much for the chat template before it is the template that is to blame. Each of
+#: them takes seconds, and a batch has thousands.
+_MOST_TOO_MUCH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedLine:
+    """A line of which all is good that can be known without the model's files."""
+
+    line: int
+    custom_id: str
+    body: ChatCompletionBody | CompletionBody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,24 +53,24 @@ class PromptEncoder:
     def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
         self._tokenizer = tokenizer
         self._context_length = context_length
+        self._num_too_much = 0
 
-    def render(self, line: int, custom_id: str, body: ChatCompletionBody | CompletionBody) -> RenderedRequest:
-        """Raises InvalidRequestError for whatever is known to be wrong before tokenising."""
-        param = "body.messages" if isinstance(body, ChatCompletionBody) else "body.prompt"
-        prompt = self._render_chat(body) if isinstance(body, ChatCompletionBody) else body.prompt
-        if isinstance(prompt, str) and self._tokenizer.surely_exceeds(prompt, self._context_length):
-            raise self._too_long(param, f"more than {self._context_length}", body.asked_tokens)
-        return RenderedRequest(
-            line=line,
-            custom_id=custom_id,
-            prompt=prompt,
-            param=param,
-            asked_tokens=body.asked_tokens,
-            params=body.params(max_tokens=0, vocab_size=self._tokenizer.vocab_size),
-        )
+    def render(self, lines: Sequence[CheckedLine]) -> tuple[list[RenderedRequest], list[InvalidLine]]:
+        """Whatever is known to be wrong before tokenising; some lines at once, since templates run in another process.
+
+        Raises TokenizerError for a model that can't be used.
+        """
+        rendered: list[RenderedRequest] = []
+        invalid: list[InvalidLine] = []
+        for line, prompt in zip(lines, self._prompts([line.body for line in lines]), strict=True):
+            try:
+                rendered.append(self._render(line, prompt))
+            except InvalidRequestError as error:
+                invalid.append(InvalidLine.of(line.line, line.custom_id, error))
+        return rendered, invalid
 
     def encode(self, requests: Sequence[RenderedRequest]) -> tuple[list[PreparedRequest], list[InvalidLine]]:
-        """Tokenise many at once; returns those that fit, and the lines that do not."""
+        """Tokenise many at once; returns those that fit, and the lines that do not. Raises TokenizerError."""
         # A chat template writes the special tokens of the model itself; a bare prompt gets them here.
         is_bare = any(request.param == "body.prompt" for request in requests)
         texts = [request.prompt for request in requests if isinstance(request.prompt, str)]
@@ -71,11 +85,40 @@ class PromptEncoder:
                 invalid.append(InvalidLine.of(request.line, request.custom_id, error))
         return prepared, invalid
 
-    def _render_chat(self, body: ChatCompletionBody) -> str:
+    def _prompts(
+        self, bodies: Sequence[ChatCompletionBody | CompletionBody]
+    ) -> Iterator[str | list[int] | ChatTemplateError]:
+        """One for each; the bodies are all of one kind."""
+        chats = [body.plain_messages() for body in bodies if isinstance(body, ChatCompletionBody)]
+        if not chats:
+            return (body.prompt for body in bodies if isinstance(body, CompletionBody))
         try:
-            return self._tokenizer.render_chat(body.plain_messages())
-        except ChatTemplateError as error:
-            raise InvalidRequestError("invalid_value", "body.messages", str(error)) from None
+            return self._tokenizer.render_chats(chats)
+        except ChatTemplateError as error:  # there is none
+            return repeat(error, len(chats))
+
+    def _render(self, line: CheckedLine, prompt: str | list[int] | ChatTemplateError) -> RenderedRequest:
+        body = line.body
+        param = "body.messages" if isinstance(body, ChatCompletionBody) else "body.prompt"
+        if isinstance(prompt, ChatTemplateError):
+            self._blame(prompt)
+            raise InvalidRequestError("invalid_value", param, str(prompt))
+        if isinstance(prompt, str) and self._tokenizer.surely_exceeds(prompt, self._context_length):
+            raise self._too_long(param, f"more than {self._context_length}", body.asked_tokens)
+        return RenderedRequest(
+            line=line.line,
+            custom_id=line.custom_id,
+            prompt=prompt,
+            param=param,
+            asked_tokens=body.asked_tokens,
+            params=body.params(max_tokens=0, vocab_size=self._tokenizer.vocab_size),
+        )
+
+    def _blame(self, error: ChatTemplateError) -> None:
+        """Raises TokenizerError once it is clear that the template is to blame, and not the messages."""
+        self._num_too_much += isinstance(error, ChatTemplateLimitError)
+        if self._num_too_much >= _MOST_TOO_MUCH:
+            raise TokenizerError(f"{error} So it did {_MOST_TOO_MUCH} times in one batch.")
 
     def _prepare(self, request: RenderedRequest, token_ids: list[int]) -> PreparedRequest:
         param = request.param

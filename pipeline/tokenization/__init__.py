@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from pipeline.tokenization.chat_template import ChatTemplateError
+from pipeline.tokenization.chat_template import ChatTemplateError, ChatTemplateLimitError
 from pipeline.tokenization.files import TokenizerError
 from pipeline.tokenization.tokenizer import Detokenizer, Tokenizer, pack_token_ids, unpack_token_ids
 
-__all__ = ["ChatTemplateError", "Detokenizer", "Tokenizer", "TokenizerError", "pack_token_ids", "unpack_token_ids"]
+__all__ = [
+    "ChatTemplateError",
+    "ChatTemplateLimitError",
+    "Detokenizer",
+    "Tokenizer",
+    "TokenizerError",
+    "pack_token_ids",
+    "unpack_token_ids",
+]

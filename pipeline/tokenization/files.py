@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final
 
 import tokenizers
 
 from pipeline.errors import UserError
-from pipeline.tokenization.chat_template import ChatTemplate, ChatTemplateError
+from pipeline.tokenization.chat_template import MAX_SOURCE_CHARS, ChatTemplate, ChatTemplateError
 from pipeline.tokenization.token_bytes import TokenDecoder, UnsupportedDecoderError, longest_token_bytes
+
+#: No vocabulary comes near it; it keeps a wrong file from filling the memory.
+MAX_FILE_BYTES: Final = 256 * 1024**2
+#: Largest number that config.json may say, as the network's own reading of it has it.
+MAX_INTEGER: Final = 2**31 - 1
+#: Of a value in an error message.
+_MAX_SHOWN_CHARS: Final = 200
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class TokenizerError(UserError):
-    """The tokenizer of a model folder can't be read."""
+    """The tokenizer of a model folder can't be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
+    #: Of tokenizer.json.
+    path: Path
     backend: tokenizers.Tokenizer
     decoder: TokenDecoder
     #: None where the model has none.
@@ -50,31 +60,60 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     }
     special_tokens = _special_tokens(tokenizer_config)
 
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer.json"
+    with refused(path):
+        backend = tokenizers.Tokenizer.from_file(str(path))
         decoder = TokenDecoder.from_json(content.get("decoder"))
-    except UnsupportedDecoderError as error:
-        raise TokenizerError(f"{folder}: {error}.") from None
-    except Exception as error:  # noqa: BLE001 - the library raises plain Exception for a file that it can't read
-        raise TokenizerError(f"{folder / 'tokenizer.json'} can't be read: {error}") from None
-    backend.no_truncation()
-    backend.no_padding()
-    _add_tokens(backend, tokenizer_config, special_tokens)
-
-    vocabulary = backend.get_vocab(with_added_tokens=True)
+        backend.no_truncation()
+        backend.no_padding()
+    with refused(folder / "tokenizer_config.json"):
+        _add_tokens(backend, tokenizer_config, special_tokens)
+    with refused(path):
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        max_token_bytes = longest_token_bytes(content, decoder, vocabulary)
     return TokenizerFiles(
+        path=path,
         backend=backend,
         decoder=decoder,
         chat_template=_chat_template(folder, tokenizer_config, special_tokens),
-        eos_token_ids=frozenset(vocabulary[token] for name, token in special_tokens.items() if name == "eos_token"),
+        eos_token_ids=frozenset(
+            vocabulary[token]
+            for name, token in special_tokens.items()
+            if name == "eos_token" and token in vocabulary  # an empty one is none
+        ),
         context_length=_positive(folder, config, "max_position_embeddings"),
         num_network_tokens=_positive(folder, config, "vocab_size"),
-        max_token_bytes=longest_token_bytes(content, decoder, vocabulary),
+        max_token_bytes=max_token_bytes,
     )
+
+
+@contextmanager
+def refused(path: Path, *, is_secret: bool = False) -> Iterator[None]:
+    """Whatever goes wrong becomes a TokenizerError that names the file, and says why unless that may quote a prompt.
+
+    The files are foreign, and their shapes the library's: it raises plain Exception for what it can't read, and what
+    its native part did not foresee comes as an exception that is none.
+    """
+    try:
+        yield
+    except MemoryError:  # there may be more of it at another time
+        raise
+    except UnsupportedDecoderError as error:
+        raise TokenizerError(f"{path.parent}: {error}.") from None
+    except Exception as error:  # noqa: BLE001
+        reason = type(error).__name__ if is_secret else _shown(error)
+        raise TokenizerError(f"{path} can't be read: {reason}") from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{path} can't be read: the tokenizers library broke down over it.") from None
 
 
 def _read_json(path: Path, is_optional: bool = False) -> dict[str, Any]:
     try:
+        size = path.stat().st_size
+        if not path.is_file() or size > MAX_FILE_BYTES:
+            raise TokenizerError(f"{path} is no file, or larger than {MAX_FILE_BYTES} bytes.")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if is_optional:
@@ -89,8 +128,10 @@ def _read_json(path: Path, is_optional: bool = False) -> dict[str, Any]:
 
 def _positive(folder: Path, config: Mapping[str, Any], field: str) -> int:
     value = config.get(field)
-    if not isinstance(value, int) or value <= 0:
-        raise TokenizerError(f"{folder / 'config.json'}: {field} must be a positive integer, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_INTEGER:
+        raise TokenizerError(
+            f"{folder / 'config.json'}: {field} must be a positive integer up to {MAX_INTEGER}, not {_shown(value)}."
+        )
     return value
 
 
@@ -107,7 +148,7 @@ def _add_tokens(
 ) -> None:
     """Tokens that tokenizer_config.json knows and tokenizer.json does not, as transformers adds them."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    listed = cast(dict[str, dict[str, Any]], tokenizer_config.get("added_tokens_decoder", {}))
+    listed: dict[str, dict[str, Any]] = tokenizer_config.get("added_tokens_decoder") or {}
     for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
         if token["content"] not in known:
             backend.add_tokens([tokenizers.AddedToken(**token)])
@@ -124,14 +165,29 @@ def _chat_template(
     """chat_template.jinja, else the template (of several, the one named `default`) in tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     try:
-        source = path.read_text(encoding="utf-8") if path.exists() else tokenizer_config.get("chat_template")
+        source = _read_template(path) if path.exists() else tokenizer_config.get("chat_template")
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} can't be read: {error}") from None
     if isinstance(source, list):
-        source = {template["name"]: template["template"] for template in source}.get("default")
+        named = [template for template in source if isinstance(template, dict) and template.get("name") == "default"]
+        source = named[0].get("template") if named else None
     if source is None:
         return None
+    if not isinstance(source, str):
+        raise TokenizerError(f"{folder / 'tokenizer_config.json'}: chat_template must be a text, or a list of them.")
     try:
         return ChatTemplate(source, special_tokens)
     except ChatTemplateError as error:
         raise TokenizerError(f"{folder}: {error}") from None
+
+
+def _read_template(path: Path) -> str:
+    """At most one character more than a template may have, so that the length can be refused."""
+    with path.open(encoding="utf-8") as file:
+        return file.read(MAX_SOURCE_CHARS + 1)
+
+
+def _shown(value: object) -> str:
+    """For an error message, cut to a bearable length."""
+    text = str(value) if isinstance(value, Exception) else repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 1] + "…"

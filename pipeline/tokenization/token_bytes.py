@@ -13,6 +13,9 @@ _BYTE_OF_CHAR = {chr(byte): byte for byte in _PRINTABLE} | {
     for position, byte in enumerate(byte for byte in range(0x100) if byte not in set(_PRINTABLE))
 }
 BYTE_LEVEL_ALPHABET = frozenset(_BYTE_OF_CHAR)
+#: Each is applied to every token of the vocabulary; real decoders have four, which replace one character by another.
+_MAX_PARTS = 64
+_MAX_REPLACEMENT_CHARS = 64
 
 
 class UnsupportedDecoderError(ValueError):
@@ -42,13 +45,18 @@ class TokenDecoder:
             return cls(separator=" ")
         known: dict[str, Any] = {"replacements": ()}
         is_fused = False
-        for part in _flatten(decoder):
+        parts = _flatten(decoder)
+        if len(parts) > _MAX_PARTS:
+            raise UnsupportedDecoderError(f"the decoder of tokenizer.json has {len(parts)} parts, not {_MAX_PARTS}")
+        for part in parts:
             match part:
                 case {"type": "ByteLevel"}:
                     known["is_byte_level"] = True
                 case {"type": "ByteFallback"}:
                     known["has_byte_fallback"] = True
-                case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+                case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if (
+                    old and len(new) <= _MAX_REPLACEMENT_CHARS
+                ):
                     known["replacements"] += ((old, new),)
                 case {"type": "Metaspace", "replacement": str(mark)}:
                     known["replacements"] += ((mark, " "),)

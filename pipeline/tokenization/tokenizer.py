@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import codecs
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from sys import byteorder
 from typing import Any
 
-from pipeline.tokenization.chat_template import ChatTemplateError
-from pipeline.tokenization.files import TokenizerFiles, read_tokenizer_files
+from pipeline.tokenization.chat_template import ChatTemplate, ChatTemplateError
+from pipeline.tokenization.files import TokenizerFiles, read_tokenizer_files, refused
 
 #: Pieces in which a long text is looked at.
 _PIECE_CHARS = 128 * 1024
@@ -25,6 +25,7 @@ class Tokenizer:
     """Immutable after `load`, and thread-safe."""
 
     def __init__(self, files: TokenizerFiles) -> None:
+        self._path = files.path
         self._backend = files.backend
         self._chat_template = files.chat_template
         self._decoder = files.decoder
@@ -39,24 +40,26 @@ class Tokenizer:
             token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special
         )
         self._tokens = {token_id: token for token, token_id in self._backend.get_vocab(with_added_tokens=True).items()}
-        num_known = max(self._tokens, default=-1) + 1
-        # By id; empty for gaps in the vocabulary.
-        self._bytes = [self._decoder.token_bytes(self._tokens.get(token_id, "")) for token_id in range(num_known)]
+        # By id. A mapping, since a vocabulary can have gaps of any size.
+        self._bytes = {token_id: self._decoder.token_bytes(token) for token_id, token in self._tokens.items()}
         #: Ids below this are known to the network. It is often padded past the tokenizer, and may generate such ids.
         self.vocab_size = files.num_network_tokens
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """Of a model folder. Raises TokenizerError, which names the file and the field."""
-        return cls(read_tokenizer_files(folder))
+        files = read_tokenizer_files(folder)
+        with refused(files.path):
+            return cls(files)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text. `add_special_tokens` puts those of the model around it, such as a first `<s>`."""
         return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-        """The same for many texts, on all cores."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        """The same for many texts, on all cores. Raises TokenizerError where the files turn out to be unusable."""
+        with refused(self._path, is_secret=True):
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
     def surely_exceeds(self, text: str, max_tokens: int) -> bool:
@@ -80,9 +83,19 @@ class Tokenizer:
 
     def render_chat(self, messages: Sequence[dict[str, Any]]) -> str:
         """The prompt of a conversation, to be encoded without adding special tokens. Raises ChatTemplateError."""
+        return self._template.render(messages)
+
+    def render_chats(self, chats: Sequence[Sequence[dict[str, Any]]]) -> Generator[str | ChatTemplateError]:
+        """The same for many, in less time: the prompt of each, or why it has none. Raises ChatTemplateError where there
+        is no template at all.
+        """
+        return self._template.render_many(chats)
+
+    @property
+    def _template(self) -> ChatTemplate:
         if self._chat_template is None:
             raise ChatTemplateError("The model has no chat template; use /v1/completions.")
-        return self._chat_template.render(messages)
+        return self._chat_template
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of an answer, without special tokens."""
@@ -91,7 +104,7 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 bytes of one token, which may be part of a character; empty where only the network knows the id."""
-        return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+        return self._bytes.get(token_id, b"")
 
     def token_text(self, token_id: int) -> str:
         """The text of one token; replacement characters stand for bytes that are no whole character."""

@@ -4,14 +4,18 @@ from datetime import UTC, datetime
 
 import pytest
 
-import pipeline.tokenization.chat_template
-from pipeline.tokenization.chat_template import ChatTemplate, ChatTemplateError
+from pipeline.tokenization.chat_template import (
+    ChatTemplate,
+    ChatTemplateError,
+    ChatTemplateLimitError,
+    RenderLimits,
+)
 
 USER = {"role": "user", "content": "hi"}
 
 
-def render(source: str, *messages: dict[str, object]) -> str:
-    return ChatTemplate(source, {"bos_token": "<s>"}).render(messages or (USER,))
+def render(source: str, *messages: dict[str, object], limits: RenderLimits | None = None) -> str:
+    return ChatTemplate(source, {"bos_token": "<s>"}, limits=limits).render(messages or (USER,))
 
 
 def test_special_tokens_are_variables() -> None:
@@ -40,6 +44,12 @@ def test_a_long_reason_is_cut() -> None:
         "{{ messages.__class__.__mro__ }}",
         "{{ ''.__class__.__base__.__subclasses__() }}",
         "{% include 'etc/passwd' %}",
+        "{{ messages[0] | map(attribute='__class__') | list | first | length + '' }}",
+        "{{ cycler.__init__.__globals__.os.environ }}",
+        "{{ self.__init__.__globals__ }}",
+        "{% import 'os' as os %}",
+        "{{ '\\ud800' }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     ],
 )
 def test_a_template_that_fails_or_breaks_out_is_an_error_without_any_prompt_in_it(source: str) -> None:
@@ -48,16 +58,16 @@ def test_a_template_that_fails_or_breaks_out_is_an_error_without_any_prompt_in_i
     assert "secret" not in str(caught.value)
 
 
-def test_a_template_that_writes_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.tokenization.chat_template, "MAX_RENDERED_CHARS", 1000)
-    with pytest.raises(ChatTemplateError, match="more than 1000 characters"):
-        render("{% for i in range(9999) %}x{% endfor %}")
+@pytest.mark.parametrize(
+    "source", ["{{ '{0.__class__}'.format(messages) }}", "{{ messages | attr('__class__') }}", "{{ ''.__class__ }}"]
+)
+def test_what_lies_behind_a_value_is_not_there(source: str) -> None:
+    assert render(source) == ""
 
 
-def test_a_template_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.tokenization.chat_template, "MAX_RENDER_SECONDS", -1.0)
-    with pytest.raises(ChatTemplateError, match="takes longer than"):
-        render("{{ bos_token }}")
+def test_a_template_that_writes_without_end_is_stopped() -> None:
+    with pytest.raises(ChatTemplateLimitError, match="more than 1000 characters"):
+        render("{% for i in range(9999) %}x{% endfor %}", limits=RenderLimits(chars=1000))
 
 
 def test_a_developer_is_a_system_where_the_template_knows_no_developers() -> None:

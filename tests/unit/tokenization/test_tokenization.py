@@ -209,7 +209,11 @@ def test_a_model_without_a_template_says_which_endpoint_to_use(tmp_path: Path) -
         ("tokenizer.json", '{"model": {}}', "decoder|can't be read"),
         ("config.json", None, "config.json is missing"),
         ("config.json", "[]", "must hold a JSON object"),
-        ("config.json", '{"vocab_size": 9}', "max_position_embeddings must be a positive integer, not None"),
+        (
+            "config.json",
+            '{"vocab_size": 9}',
+            "max_position_embeddings must be a positive integer up to 2147483647, not None",
+        ),
         ("chat_template.jinja", "{% if %}", "chat template is wrong in line 1"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja can't be read"),
     ],
