@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from models.errors import InvalidConfig, UnsupportedModel
-from models.fields import Fields, read_fields, shown
+from models.fields import MAX_INTEGER, Fields, read_fields, shown
 from models.rope import Rope, RopeType, read_rope
 
 #: Families, each with what its config.json leaves out: the defaults of transformers' class.
@@ -96,6 +96,11 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise InvalidConfig(f"config.json: head_dim must be even to be rotated, but it is {self.head_dim}.")
+        if self.context_length > MAX_INTEGER:
+            raise InvalidConfig(
+                f"config.json: max_position_embeddings and the factor of the rope type {self.rope.type.value!r} make a "
+                f"context of {self.context_length} tokens; {MAX_INTEGER} are the most."
+            )
         if self.rope.type is RopeType.DYNAMIC and self.head_dim == 2:
             raise InvalidConfig("config.json: head_dim must be above 2 for the rope type 'dynamic'.")
 

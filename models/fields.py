@@ -98,6 +98,8 @@ def read_fields(path: Path) -> Fields:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InvalidConfig(f"{path} is larger than {MAX_FILE_BYTES} bytes; it can't be a configuration.")
+        if not path.is_file():
+            raise InvalidConfig(f"{path} is not a file.")  # a pipe or a device can be read for ever
         values = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise InvalidConfig(f"{path} is missing; the folder must be a Hugging Face checkpoint.") from None

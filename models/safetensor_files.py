@@ -16,6 +16,8 @@ from models.weights import Piece
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+#: No index of a decoder comes near it; it keeps a wrong file from filling the memory.
+MAX_INDEX_BYTES = 64 * 1024**2
 #: Types of weights, as safetensors names them. Whatever else is whole numbers or 8 bits wide is quantised.
 _FLOATS = frozenset({"F32", "BF16", "F16"})
 
@@ -99,6 +101,8 @@ def _index(folder: Path) -> dict[str, str]:
     if not path.exists():
         _refuse_pickle(folder)
         raise CheckpointError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; there are no weights to load.")
+    if not path.is_file() or path.stat().st_size > MAX_INDEX_BYTES:
+        raise CheckpointError(f"{path} is no file, or larger than {MAX_INDEX_BYTES} bytes; it is no index.")
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -113,6 +117,8 @@ def _index(folder: Path) -> dict[str, str]:
 
 
 def _open(path: Path) -> Any:
+    if path.exists() and not path.is_file():  # reading from a pipe would never end
+        raise CheckpointError(f"{path} is not a file.")
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
