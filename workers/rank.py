@@ -31,6 +31,7 @@ from models.layers.attention import KVCache
 from pipeline.tokenization import Tokenizer, TokenizerError
 from workers.communicator import Communicator, CommunicatorError, connect
 from workers.engine.block_manager import BlockManager
+from workers.engine.cache_memory import CacheMemory
 from workers.engine.cache_size import CacheSizeError, num_blocks_possible
 from workers.engine.engine import EngineCore
 from workers.engine.graph_runner import CudaRecorder, GraphRunner, can_record
@@ -118,10 +119,11 @@ def _lead(
     for follower in followers:
         follower.send(Allocate(num_blocks=num_blocks))
     runner = shard.runner(num_blocks)
+    memory = runner.cache_memory
     core = EngineCore(
         run_model=LeadingRunner(runner, followers).run,
         scheduler=Scheduler(
-            BlockManager(num_blocks, options.block_size),
+            BlockManager(num_blocks, options.block_size, memory.num_blocks if memory is not None else None),
             max_num_sequences=options.max_num_sequences,
             step_tokens=options.step_tokens,
         ),
@@ -131,6 +133,8 @@ def _lead(
         greatest=runner.greatest,
     )
     token_seconds = warm_up(core, config.context_length)
+    if memory is not None:
+        memory.start()
     parent.send(
         Ready(
             vocab_size=config.vocab_size,
@@ -155,7 +159,10 @@ def _follow(
     leader.send(Capacity(num_blocks=shard.num_blocks_possible))
     allocate = leader.receive()
     assert isinstance(allocate, Allocate), allocate
-    follow(shard.runner(allocate.num_blocks), leader)
+    runner = shard.runner(allocate.num_blocks)
+    if runner.cache_memory is not None:
+        runner.cache_memory.start()
+    follow(runner, leader)
 
 
 class _Shard:
@@ -191,7 +198,9 @@ class _Shard:
         )
         # With several ranks, NCCL's collectives would be recorded, too: until that was seen to work, it is not done.
         is_recorded = self._options.tp == 1 and self._decoder.kernels is not PLAIN and can_record(config)
-        if self._device.type == "cpu" or not is_recorded:
+        if self._device.type == "cpu":
+            return ModelRunner(self._decoder, cache, self._device, CacheMemory(cache))
+        if not is_recorded:
             return ModelRunner(self._decoder, cache, self._device)
         limit = self._options.max_num_sequences
         try:

@@ -7,7 +7,7 @@ A fast kernel is one more class behind the same protocol. It lives in `models/ke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.kernels.cpu.memory import large_pages
+from models.kernels.cpu.memory import large_pages, populate
 
 
 class Attention(Protocol):
@@ -91,6 +91,11 @@ class KVCache:
     def bytes_per_token(*, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Memory that one cached token takes on one rank."""
         return 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
+
+    def populate(self, first: int, last: int) -> Iterator[bool]:
+        """Get the memory of blocks [first, last) from the system, a piece at a time; see `memory.populate`."""
+        for cached in (*self.keys, *self.values):
+            yield populate(cached[first:last])
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Put key and value [tokens, kv_heads, head_dim] at slots [tokens] = block * block_size + offset."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Collection
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Final
 
 from workers.engine.sequence import Sequence
 
 #: What a full block holds: the content before it (the salt for the first block), and its own tokens.
 ContentKey = tuple[int | str, tuple[int, ...]]
+
+#: While memory is fresh, what is cached is given up for as long as there is this part of what is referenced.
+_KEPT_SHARE: Final = 1 / 8
 
 
 @dataclass(slots=True)
@@ -34,15 +38,23 @@ class BlockManager:
         every block is either   referenced    (in the block table of one sequence or more)
                         or      unreferenced  (free to be taken, least recently used first)
         and, in both, it may be  cached       (`key` is set: a prefix finds it)
+
+    Blocks that were never used are taken in their order, and before those that are cached; but where their memory has
+    yet to be got from the system, which may take longer than computing anew what they would save, only once little is
+    left that is cached and unreferenced.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, num_populated: Callable[[], int] | None = None) -> None:
+        """`num_populated` tells how many of the first blocks have their memory; without it all of them do."""
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"A cache of {num_blocks} blocks of {block_size} tokens holds nothing; both must be >= 1.")
         self.block_size = block_size
         self._blocks = [Block(index) for index in range(num_blocks)]
-        #: Least recently used first; what was never cached comes before it all.
-        self._unreferenced: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._num_populated = num_populated or (lambda: num_blocks)
+        #: Never taken so far.
+        self._unused = deque(range(num_blocks))
+        #: Of the others, least recently used first; what is not cached comes before it all.
+        self._unreferenced: OrderedDict[int, None] = OrderedDict()
         #: Content key to (its block, its content number).
         self._cached: dict[ContentKey, tuple[int, int]] = {}
         self._last_content_id = 0
@@ -58,7 +70,11 @@ class BlockManager:
 
     @property
     def num_referenced_blocks(self) -> int:
-        return len(self._blocks) - len(self._unreferenced)
+        return len(self._blocks) - self.num_unreferenced_blocks
+
+    @property
+    def num_unreferenced_blocks(self) -> int:
+        return len(self._unused) + len(self._unreferenced)
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -89,7 +105,7 @@ class BlockManager:
 
     def can_admit(self, sequence: Sequence, prefix: list[tuple[int, int]], num_reserved_blocks: int) -> bool:
         """Whether all tokens of a sequence without blocks fit, sharing `prefix`, and leave the reserve untouched."""
-        num_left = len(self._unreferenced) - num_reserved_blocks
+        num_left = self.num_unreferenced_blocks - num_reserved_blocks
         num_needed = self.num_blocks_for(sequence.num_tokens)
         if num_needed - len(prefix) > num_left:
             return False
@@ -111,7 +127,7 @@ class BlockManager:
         """Whether blocks are left to hold the first `num_tokens` of the sequence."""
         num_held = len(sequence.block_table)
         return num_tokens <= num_held * self.block_size or (
-            self.num_blocks_for(num_tokens) - num_held <= len(self._unreferenced)
+            self.num_blocks_for(num_tokens) - num_held <= self.num_unreferenced_blocks
         )
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> None:
@@ -142,11 +158,23 @@ class BlockManager:
     # --- blocks
 
     def _take(self) -> int:
-        index, _ = self._unreferenced.popitem(last=False)
+        if self._is_unused_wanted():
+            index = self._unused.popleft()
+        else:
+            index, _ = self._unreferenced.popitem(last=False)
         block = self._blocks[index]
         self._uncache(block)
         block.num_references = 1
         return index
+
+    def _is_unused_wanted(self) -> bool:
+        if not self._unused or not self._unreferenced:
+            return bool(self._unused)
+        if self._blocks[next(iter(self._unreferenced))].key is None:
+            return False  # nothing is lost with that one
+        if self._unused[0] < self._num_populated():
+            return True
+        return len(self._unreferenced) < self.num_referenced_blocks * _KEPT_SHARE
 
     def _reference(self, index: int) -> None:
         block = self._blocks[index]
@@ -186,9 +214,12 @@ class BlockManager:
     def check_integrity(self, sequences: Collection[Sequence]) -> None:
         """Assert that the books balance, given every sequence that may hold blocks. For tests."""
         references = Counter(index for sequence in sequences for index in sequence.block_table)
+        unused = set(self._unused)
         for block in self._blocks:
             assert block.num_references == references[block.index], f"{block}: {references[block.index]} tables hold it"
-            assert (block.num_references == 0) == (block.index in self._unreferenced), f"{block} is in the wrong place"
+            is_unreferenced = (block.index in self._unreferenced) + (block.index in unused)
+            assert (block.num_references == 0) == is_unreferenced, f"{block} is in the wrong place"
+            assert block.key is None or block.index not in unused, f"{block} was never used, and is cached"
             found = (block.index, block.content_id) if block.key is None else self._cached[block.key]
             assert found == (block.index, block.content_id), f"{block}: its key finds another"
             assert (block.key is None) == (block.content_id == 0), f"{block}: half of its content is known"

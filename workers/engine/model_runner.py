@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from models.decoder import Decoder
 from models.layers.attention import KVCache, StepMetadata
+from workers.engine.cache_memory import CacheMemory
 from workers.engine.messages import Channel, FromFollower, Shutdown, Step, ToFollower, encode
 from workers.engine.scheduler import Plan
 
@@ -35,17 +37,24 @@ def make_step(plan: Plan) -> Step:
 
 
 class ModelRunner:
-    def __init__(self, decoder: Decoder, cache: KVCache, device: torch.device) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, device: torch.device, cache_memory: CacheMemory | None = None
+    ) -> None:
         self._decoder = decoder
         self._cache = cache
         self._device = device
+        self.cache_memory = cache_memory
 
-    @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
         """Compute the step's tokens, and the logits of those that sample.
 
         Returns [sampling sequences, vocab_size] float32 on rank 0, and no rows on the others.
         """
+        with self.cache_memory.untouched() if self.cache_memory is not None else nullcontext():
+            return self._run(step)
+
+    @torch.inference_mode()
+    def _run(self, step: Step) -> Tensor:
         spans = [
             np.arange(context - query, context)
             for query, context in zip(step.query_lengths, step.context_lengths, strict=True)

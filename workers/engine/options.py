@@ -25,8 +25,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_num_sequences: int = 256
     #: Token budget of one step.
     step_tokens: int = 2_048
-    #: A step that takes longer counts as a hang.
-    step_seconds: float = 30.0
+    #: A step that takes longer counts as a hang; on a GPU, and for a slow model, it may take longer.
+    step_seconds: float = 4.0
     #: A start that takes longer counts as a failure; a large checkpoint on a slow disk takes minutes.
     start_seconds: float = 1_800.0
     #: So many crashes within the window, and the engine takes nothing until a person looks.

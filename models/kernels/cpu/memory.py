@@ -20,6 +20,11 @@ _M_MMAP_THRESHOLD = -3
 _USUAL_THRESHOLD = 32 * 2**20
 _LOW_THRESHOLD = 2**20
 
+#: Of Linux's madvise; Python has no name for it.
+_MADV_POPULATE_WRITE = 23
+
+_libc = ctypes.CDLL(None)
+
 
 class Arena:
     """Memory on large pages where the system has them: a weight is read whole in every step, page after page."""
@@ -57,7 +62,7 @@ def returned_when_freed() -> Iterator[None]:
     Else glibc takes such blocks from its heap once it has seen some of them come and go, and keeps them: the weights
     that were packed would stay a second time as free memory. Other systems' allocators are left as they are.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(_libc, "mallopt", None)
     if mallopt is None:
         yield
         return
@@ -66,6 +71,19 @@ def returned_when_freed() -> Iterator[None]:
         yield
     finally:
         mallopt(_M_MMAP_THRESHOLD, _USUAL_THRESHOLD)
+
+
+def populate(memory: Tensor) -> bool:
+    """Get the pages of this memory from the system now, rather than when they are first written to.
+
+    What they hold does not change, and others may use it meanwhile. On a host that gives memory to its guests only as
+    they touch it, that was measured at two seconds for a gigabyte. False where the system can't (Linux before 5.14).
+    """
+    begin = memory.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    size = memory.data_ptr() + memory.numel() * memory.itemsize - begin
+    # Not `mmap.madvise`, which would hold Python's lock all the while.
+    done: int = _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _MADV_POPULATE_WRITE)
+    return done == 0
 
 
 class Workspace:

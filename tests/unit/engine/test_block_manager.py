@@ -150,3 +150,44 @@ def test_what_was_forgotten_is_not_found() -> None:
 def test_a_cache_without_a_block_is_refused() -> None:
     with pytest.raises(ValueError, match="0 blocks"):
         BlockManager(0, 16)
+
+
+def fill_with_finished(blocks: BlockManager, num_sequences: int) -> None:
+    """Sequences of two blocks each that have come and gone, all of them cached."""
+    for number in range(num_sequences):
+        sequence = make_sequence([number] * 8)
+        run_whole(blocks, sequence)
+        blocks.deallocate(sequence)
+
+
+def test_blocks_with_memory_are_used_before_anything_cached_is_given_up() -> None:
+    blocks = BlockManager(8, 4)
+    fill_with_finished(blocks, 4)
+    assert [len(blocks.find_prefix(make_sequence([number] * 9))) for number in range(4)] == [2, 2, 2, 2]
+
+
+def test_while_memory_is_fresh_what_is_cached_is_given_up_first() -> None:
+    num_populated = 4
+    blocks = BlockManager(64, 4, lambda: num_populated)
+    fill_with_finished(blocks, 10)
+    assert [len(blocks.find_prefix(make_sequence([number] * 9))) for number in range(8, 10)] == [2, 2]
+    assert len(blocks.find_prefix(make_sequence([0] * 9))) == 0
+    num_populated = 64
+    fill_with_finished(blocks, 10)
+    assert all(len(blocks.find_prefix(make_sequence([number] * 9))) == 2 for number in range(10))
+    blocks.check_integrity([])
+
+
+def test_fresh_memory_is_taken_once_little_is_left_that_is_cached() -> None:
+    blocks = BlockManager(64, 4, lambda: 0)
+    fill_with_finished(blocks, 1)
+    kept = [make_sequence([100 + number] * 8) for number in range(30)]
+    for sequence in kept:
+        run_whole(blocks, sequence)
+    assert blocks.num_referenced_blocks == 60
+    assert blocks.num_unreferenced_blocks == 4
+    blocks.check_integrity(kept)
+    more = make_sequence([7] * 16)
+    run_whole(blocks, more)  # the last there are
+    blocks.check_integrity([*kept, more])
+    assert not blocks.can_allocate(make_sequence([8]), 1)
