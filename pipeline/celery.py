@@ -19,6 +19,7 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from pipeline.redis_urls import tls_options
 from pipeline.settings import get_settings
 
 # --- names of the tasks, as Flower shows them
@@ -88,6 +89,7 @@ def _configuration() -> dict[str, Any]:
     settings = get_settings()
     return {
         "broker_url": settings.redis_url.get_secret_value(),
+        "broker_use_ssl": tls_options(settings.redis_url.get_secret_value()),  # Flower's own connections
         "broker_transport_options": TRANSPORT_OPTIONS,
         "broker_connection_retry_on_startup": True,  # processes start in any order
         "broker_connection_max_retries": None,  # the default gives up after 100 tries and exits
@@ -128,6 +130,11 @@ def _configuration() -> dict[str, Any]:
 
 class _Connection(Connection):
     """Kombu's, back soon after Redis is, and not undone by a message that is none."""
+
+    def __init__(self, hostname: str | None = "localhost", *args: Any, **kwargs: Any) -> None:
+        if hostname and "://" in hostname:  # else it is a copy of another connection
+            kwargs["ssl"] = tls_options(hostname) or False
+        super().__init__(hostname, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     @cached_property
     def connection_errors(self) -> tuple[type[BaseException], ...]:

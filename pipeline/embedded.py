@@ -12,7 +12,7 @@ import signal
 import stat
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +83,8 @@ class EmbeddedPostgres:
     fsync: bool = True
     #: For tests alone: what postgresql.conf may have, beside or instead of ours.
     settings: Mapping[str, str] = field(default_factory=dict)
+    #: For tests alone: folder of another build's programs; that of the package has no TLS.
+    programs: Path | None = None
     #: Environment of the server; None is ours.
     env: Mapping[str, str] | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -104,7 +106,7 @@ class EmbeddedPostgres:
     def launch(self) -> subprocess.Popen[bytes]:
         """Make the cluster where there is none, and start the server; it does not answer yet."""
         run_as = _run_as()
-        programs = _postgres_bin()
+        programs = self.programs or _postgres_bin()
         if not (self.folder / "PG_VERSION").exists():
             self._initdb(programs, run_as)
         settings = {
@@ -216,6 +218,9 @@ class EmbeddedRedis:
     password: str
     log_path: Path
     port: int = field(default_factory=free_port)
+    #: For tests alone: lines that redis.conf has beside ours, and another build of the server.
+    directives: Sequence[str] = ()
+    program: str | None = None
     #: Environment of the server; None is ours.
     env: Mapping[str, str] | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -238,9 +243,10 @@ class EmbeddedRedis:
         config.write_text(
             f'bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\nsave ""\nappendonly no\n'
             f'dir "{self.folder}"\nmaxmemory-policy noeviction\ndaemonize no\n'
+            + "".join(f"{line}\n" for line in self.directives)
         )
         self.process = spawn(
-            [find_redis_server(), str(config)],
+            [self.program or find_redis_server(), str(config)],
             env=self.env,
             log_path=self.log_path,
             cwd=self.folder,

@@ -7,10 +7,11 @@ from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import ConfigurationError
+from pipeline.redis_urls import has_readable_port, tls_options
 
 PREFIX = "RYZANSTEIN_"
 
@@ -22,10 +23,13 @@ class Settings(BaseSettings):
 
     # --- where things are
     database_url: SecretStr = Field(
-        SecretStr("postgresql+psycopg://ryzanstein@127.0.0.1:5432/ryzanstein"), description="PostgreSQL, the truth."
+        SecretStr("postgresql+psycopg://ryzanstein@127.0.0.1:5432/ryzanstein"),
+        description="PostgreSQL, the truth. With TLS: `…?sslmode=verify-full&sslrootcert=FILE`.",
     )
     redis_url: SecretStr = Field(
-        SecretStr("redis://127.0.0.1:6379/0"), description="Redis: tickets and control messages."
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis: tickets and control messages. With TLS: `rediss://USER:PASSWORD@HOST:PORT/0`, and "
+        "`?ssl_ca_certs=FILE` for an authority of your own.",
     )
     storage_url: str = Field(
         "file:///var/lib/ryzanstein/blobs",
@@ -79,7 +83,12 @@ class Settings(BaseSettings):
     kv_cache_tokens: int = Field(0, ge=0, description="Tokens that the KV cache holds; 0 sizes it from free memory.")
     max_num_sequences: int = Field(256, gt=0, description="Sequences that run in one step at most.")
     step_tokens: int = Field(2_048, gt=0, description="Token budget of one engine step.")
-    step_seconds: float = Field(30.0, gt=0, description="Step deadline: a step that takes longer counts as a hang.")
+    step_seconds: float = Field(
+        4.0,
+        gt=0,
+        description="Step deadline: a step that takes longer counts as a hang. On a GPU it is 30 s at least, and "
+        "everywhere ten times what a full step is expected to take.",
+    )
     echo_tokens_per_second: float = Field(
         0.0, ge=0, description="Echo engine only: completion tokens per second over all its requests; 0 is no limit."
     )
@@ -112,6 +121,20 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="Key that the client commands use.")
 
     data_dir: Path | None = Field(None, description="Folder of the embedded stack; set by `up` for its processes.")
+
+    # A password that is not escaped makes an address that is misread, and then repeated in errors: in time, then.
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: SecretStr) -> SecretStr:
+        tls_options(url.get_secret_value())
+        return url
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, url: SecretStr) -> SecretStr:
+        if not has_readable_port(url.get_secret_value()):
+            raise ValueError("in the password, any of / ? # @ : % is written as %2F, and so on")
+        return url
 
 
 @lru_cache(maxsize=1)
