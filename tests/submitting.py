@@ -103,8 +103,15 @@ class Bench:
                     custom_id=request.custom_id,
                     claimed=claimed,
                     kind=kind,
-                    body=f'{{"id":"cmpl-{request.id}"}}' if kind is OutcomeKind.SUCCEEDED else None,
-                    usage=TokenUsage(num_prompt_tokens=4, num_cached_tokens=1, num_completion_tokens=2, engine_ms=3)
+                    body=f'{{"id":"cmpl-{request.id}","usage":{{"completion_tokens":2}}}}'
+                    if kind is OutcomeKind.SUCCEEDED
+                    else None,
+                    usage=TokenUsage(
+                        num_prompt_tokens=len(request.prompt_token_ids),
+                        num_cached_tokens=1,
+                        num_completion_tokens=2,
+                        engine_ms=3,
+                    )
                     if kind is OutcomeKind.SUCCEEDED
                     else None,
                     error_code="engine_crashed" if kind is OutcomeKind.FAILED else None,

@@ -164,6 +164,15 @@ INVARIANTS: Final = (
         """,
     ),
     Invariant(
+        "every answer was recorded by the group of its attempt, before that ended",
+        """
+        SELECT 'request ' || a.request_id, format('recorded at %s by %s, whose lease was %s at %s',
+               a.created_at, a.group_id, t."end", t.ended_at)
+        FROM results a JOIN attempts t ON t.slice_id = a.slice_id AND t.lease_epoch = a.lease_epoch
+        WHERE a.created_at > t.ended_at OR a.group_id <> t.group_id
+        """,
+    ),
+    Invariant(
         "no lease outlives its owner by more than its length",
         """
         SELECT 'slice ' || id, format('leased by %s until %s', group_id, lease_expires_at) FROM slices

@@ -79,12 +79,12 @@ _SET_OUTCOMES: Final = """
 
 _DELETE_PARTS: Final = "DELETE FROM partial_outputs WHERE request_id = ANY(%(ids)b::bigint[])"
 
+# Under the lease that the writer says it has, so that an audit finds what a lease that was lost has written.
 _INSERT_RESULTS: Final = """
     INSERT INTO results (request_id, batch_id, body, num_line_bytes, slice_id, lease_epoch, group_id)
-    SELECT o.request_id, s.batch_id, o.body, o.num_line_bytes, s.id, s.lease_epoch, s.group_id
-    FROM unnest(%(ids)b::bigint[], %(slice_ids)b::bigint[], %(bodies)b::text[], %(sizes)b::bigint[])
-        AS o (request_id, slice_id, body, num_line_bytes)
-    JOIN slices s ON s.id = o.slice_id
+    SELECT o.*, %(group_id)s
+    FROM unnest(%(ids)b::bigint[], %(batch_ids)b::text[], %(bodies)b::text[], %(sizes)b::bigint[],
+                %(slice_ids)b::bigint[], %(epochs)b::bigint[]) AS o
 """
 
 _COUNT_IN_SLICES: Final = """
@@ -214,10 +214,13 @@ def _insert_results(cursor: Cursor[Any], succeeded: Sequence[RequestOutcome]) ->
     cursor.execute(
         _INSERT_RESULTS,
         {
+            "group_id": succeeded[0].claimed.group_id,
             "ids": [outcome.request_id for outcome in succeeded],
-            "slice_ids": [outcome.claimed.id for outcome in succeeded],
+            "batch_ids": [outcome.claimed.batch_id for outcome in succeeded],
             "bodies": bodies,
             "sizes": sizes,
+            "slice_ids": [outcome.claimed.id for outcome in succeeded],
+            "epochs": [outcome.claimed.lease_epoch for outcome in succeeded],
         },
     )
 

@@ -73,6 +73,12 @@ DAMAGE = {
         "every ledger transaction is the sum of its rated lines",
     },
     "UPDATE attempts SET num_succeeded = 0": {"an attempt counts the answers that it recorded"},
+    "UPDATE results SET created_at = now() + interval '1 hour' WHERE request_id = 1": {
+        "every answer was recorded by the group of its attempt, before that ended"
+    },
+    "UPDATE results SET group_id = 'group-1@here' WHERE request_id = 1": {
+        "every answer was recorded by the group of its attempt, before that ended"
+    },
     "DELETE FROM attempts WHERE slice_id = 1": {"every answer was recorded by an attempt"},
     "INSERT INTO partial_outputs (request_id, position, num_tokens, data) VALUES (1, 0, 4, 'x')": {
         "nothing is kept of an answer in parts once there is an outcome"
