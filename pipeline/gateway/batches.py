@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
+from pydantic import WithJsonSchema
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -32,9 +33,16 @@ _LISTED_ERRORS = 100
 _KEY_LENGTH = 255
 
 
+#: What the functions below take, as a description has it; they check it by themselves, for the sake of their messages.
+_ON_INVALID_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string", "enum": list(OnInvalid)}, {"type": "null"}]}
+_KEY_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "string", "minLength": 1, "maxLength": _KEY_LENGTH, "pattern": "^[ -~]+$"}, {"type": "null"}]
+}
+
+
 def _on_invalid_header(
-    on_invalid: Annotated[str | None, Header(alias="on-invalid")] = None,
-    x_on_invalid: Annotated[str | None, Header(alias="x-on-invalid")] = None,
+    on_invalid: Annotated[str | None, Header(alias="on-invalid"), WithJsonSchema(_ON_INVALID_SCHEMA)] = None,
+    x_on_invalid: Annotated[str | None, Header(alias="x-on-invalid"), WithJsonSchema(_ON_INVALID_SCHEMA)] = None,
 ) -> OnInvalid | None:
     """The extension as a header, for clients that can't put it into the body."""
     given = on_invalid if on_invalid is not None else x_on_invalid
@@ -45,7 +53,9 @@ def _on_invalid_header(
     return OnInvalid(given)
 
 
-def _idempotency_key(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
+def _idempotency_key(
+    idempotency_key: Annotated[str | None, Header(), WithJsonSchema(_KEY_SCHEMA)] = None,
+) -> str | None:
     """A name for this submission, so that sending it again makes no second batch."""
     if idempotency_key is None:
         return None

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from pipeline.schemas.files import ExpiresAfter
-from pipeline.schemas.windows import window_seconds
+from pipeline.schemas.windows import WINDOW_PATTERN, window_seconds
 from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid
 
 #: Endpoints that the requests of a batch can be for.
@@ -47,8 +47,11 @@ class BatchCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     input_file_id: FileId
-    endpoint: Annotated[str, AfterValidator(_endpoint)]
-    completion_window: Annotated[str, AfterValidator(_window)]
+    # Checked by our own functions, for the sake of their messages; what they take is described beside them.
+    endpoint: Annotated[str, AfterValidator(_endpoint), WithJsonSchema({"type": "string", "enum": list(ENDPOINTS)})]
+    completion_window: Annotated[
+        str, AfterValidator(_window), WithJsonSchema({"type": "string", "pattern": WINDOW_PATTERN, "examples": ["24h"]})
+    ]
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)] | None = None
     output_expires_after: ExpiresAfter | None = None
     #: Extension: `skip` runs the good lines of a file that has bad ones, which become lines of the error file.

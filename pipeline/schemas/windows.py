@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,5})([mhd])")
+#: The same, as a description has it.
+WINDOW_PATTERN = f"^{_WINDOW.pattern}$"
 _SECONDS = {"m": 60, "h": 3_600, "d": 86_400}
 
 MIN_WINDOW_SECONDS = 15 * 60
