@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test soak peers lint format clean
+.PHONY: help install venv demo test soak fuzz peers lint format clean
 
 help:  ## Shows this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 12
@@ -36,6 +36,10 @@ test: $(STAMP)  ## Runs every test
 SOAK_SECONDS ?= 600
 soak: $(STAMP)  ## Breaks a running stack at random for SOAK_SECONDS, by a seed that it prints
 	@PYTHONPATH=tests exec $(BIN)/python tests/chaos/soak.py --seconds $(SOAK_SECONDS) $(SOAK_FLAGS)
+
+FUZZ_SECONDS ?= 600
+fuzz: $(STAMP)  ## Feeds bad input to whatever reads input for FUZZ_SECONDS, by a seed that it prints; FUZZ_SEED repeats it
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) exec $(BIN)/python -m pytest -q tests/fuzz $(PYTEST_FLAGS)
 
 # Each in an environment of its own, since they want different versions of the same libraries.
 peers: $(PEERS:%=$(PEER_ENVS)/%/.installed)  ## Installs the engines that benchmarks/engine.py measures against

@@ -1,0 +1,59 @@
+"""A gateway to fuzz, with what a client may ask it for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from running_gateways import serve
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+from submitting import Bench, request_lines
+
+from pipeline.jobs.preparing import prepare
+from pipeline.tables import Batch
+from pipeline.tables.session import transaction
+from pipeline.tenancy.keys import create_key
+
+#: Ids that are used again; the last of each kind.
+MOST_KNOWN = 50
+
+
+@dataclass
+class Served:
+    """A gateway, someone with a key, and what there is to ask for, by the parameter that takes it."""
+
+    address: str
+    key: str
+    known: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def learn(self, body: Any) -> None:
+        """Remember the id of an object that an answer shows."""
+        kinds = {"file": "file_id", "batch": "batch_id"}
+        if isinstance(body, dict) and (name := kinds.get(str(body.get("object")))) and isinstance(body.get("id"), str):
+            self.known[name] = [*self.known[name], body["id"]][-MOST_KNOWN:]
+
+
+@contextmanager
+def serve_something(database: Engine, folder: Path) -> Iterator[Served]:
+    """With a batch that has ended, one that runs and one that failed."""
+    bench = Bench.make(database, folder)
+    done = bench.run(3)
+    bench.answer(bench.claim())
+    runs = bench.run(2)
+    failed = bench.submit([*request_lines(1), "{"])
+    prepare(failed, database)
+    with Session(database) as session:
+        rows = [session.get_one(Batch, batch_id) for batch_id in (done, runs, failed)]
+        files = [file for row in rows for file in (row.input_file_id, row.output_file_id, row.error_file_id) if file]
+    with transaction() as session:
+        _, key = create_key(session, bench.tenant.id, "fuzz")
+    with serve() as address:
+        yield Served(address, key, {"file_id": files, "batch_id": [done, runs, failed], "model": ["tiny"]})
