@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from seeds import MODEL
@@ -47,14 +48,18 @@ def make_settings(**changes: Any) -> Settings:
 
 @contextmanager
 def running_group(
-    database: Database, engine: Engine, settings: Settings | None = None, group_id: str = GROUP
+    database: Database,
+    engine: Engine,
+    settings: Settings | None = None,
+    group_id: str = GROUP,
+    model_path: Path = Path("/models/tiny"),
 ) -> Iterator[Group]:
     """A started group. A failure of one of its threads fails the test."""
     failures: list[str] = []
     identity = GroupIdentity(
         id=group_id,
         model=MODEL,
-        model_path="/models/tiny",
+        model_path=str(model_path),
         context_length=2048,
         pid=os.getpid(),
         info={"engine": "test"},

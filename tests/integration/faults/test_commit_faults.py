@@ -1,0 +1,295 @@
+"""The life of several batches in one process, with every place that commits failing before and after its commit.
+
+Gateway, control's tasks and two groups, one after the other, are the real ones over a real PostgreSQL and Redis; the
+engine answers by script. What the clients were promised must hold whichever commit broke.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import openai
+import pytest
+import redis
+from commit_faults import CommitFaults, Moment, committing_functions
+from running_gateways import Tenant, new_tenant, serve
+from running_groups import ScriptedEngine, make_settings, running_group, wait_for
+from seeds import MODEL, seed_model, sql
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from submitting import request_line, request_lines
+from tokenizer_folders import byte_level
+
+from pipeline import storage
+from pipeline.files import upload_key
+from pipeline.fleet import UnknownGroupError, want_drain
+from pipeline.jobs import tasks
+from pipeline.jobs.audit import audit
+from pipeline.jobs.claiming import claim_slice
+from pipeline.settings import PREFIX, get_settings
+from pipeline.tables.session import transaction
+from workers.backends.protocol import EngineRequest, Partial, PartialChoice, Progress
+
+T = TypeVar("T")
+
+POISON = 99
+FINAL = {"completed", "failed", "expired", "cancelled"}
+
+#: Short times, and so many attempts that no slice fails because faults come one after the other.
+SETTINGS = {"SWEEP_SECONDS": "0.05", "SLICE_REQUESTS": "4", "LEASE_SECONDS": "1", "MAX_ATTEMPTS": "1000"}
+
+#: What each batch ends as, and how many of its requests succeed.
+EXPECTED = {
+    "good": ("completed", 8),
+    "bad": ("failed", 0),
+    "doomed": ("failed", 0),
+    "poisoned": ("completed", 3),
+    "cancelled": ("cancelled", 0),
+    "expired": ("expired", 0),
+    "late": ("completed", 4),
+}
+
+#: Every function of these that opens a transaction; the audit is what looks at the result.
+SITES = committing_functions("pipeline/jobs", "pipeline/gateway", "workers")
+
+
+class ReportingEngine(ScriptedEngine):
+    """Reports one token of each request as soon as it has it."""
+
+    def submit(self, request: EngineRequest) -> None:
+        super().submit(request)
+        with self.changed:
+            choice = PartialChoice(token_ids=[7])
+            self.progress.append(Progress(id=request.id, partial=Partial(choices=[choice])))
+
+
+def again(work: Callable[[], T], limit: float = 30.0) -> T:
+    """What a client does that knows of outages."""
+    deadline = time.monotonic() + limit
+    while True:
+        try:
+            return work()
+        except (openai.APIConnectionError, openai.InternalServerError, DBAPIError):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@dataclass
+class World:
+    """A service in this process, and its only client."""
+
+    database: Engine
+    tenant: Tenant
+    redis_url: str
+    model_path: Path
+    #: By name, as in `EXPECTED`.
+    batches: dict[str, str] = field(default_factory=dict)
+
+    # --- what control does
+
+    def tick(self) -> None:
+        """Everything that control does by message and by the clock, once."""
+        with contextlib.suppress(tasks.ControlTaskError):
+            tasks.relay()
+        with contextlib.suppress(tasks.ControlTaskError):
+            tasks.sweep()
+        with contextlib.suppress(tasks.ControlTaskError):
+            tasks.prepare("")
+        for batch_id in self.batches.values():
+            for task in (tasks.cancel, tasks.finalize):
+                with contextlib.suppress(tasks.ControlTaskError):
+                    task(batch_id)
+
+    def tick_until(self, condition: Callable[[], bool], limit: float = 30.0) -> None:
+        deadline = time.monotonic() + limit
+        while not condition():
+            assert time.monotonic() < deadline, {name: self.batch(name).status for name in self.batches}
+            self.tick()
+            time.sleep(0.02)
+
+    # --- what the client does
+
+    def upload(self, lines: list[dict[str, object]]) -> str:
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        return again(lambda: self.tenant.client.files.create(file=("in.jsonl", content), purpose="batch")).id
+
+    def submit(self, name: str, lines: list[dict[str, object]]) -> str:
+        file_id = self.upload(lines)
+        batch = again(
+            lambda: self.tenant.client.batches.create(
+                input_file_id=file_id,
+                endpoint="/v1/completions",
+                completion_window="24h",
+                extra_headers={"Idempotency-Key": name},
+            )
+        )
+        self.batches[name] = batch.id
+        return file_id
+
+    def batch(self, name: str) -> openai.types.Batch:
+        return again(lambda: self.tenant.client.batches.retrieve(self.batches[name]))
+
+    def is_final(self, name: str) -> bool:
+        return self.batch(name).status in FINAL
+
+    def read(self, file_id: str | None) -> list[dict[str, object]]:
+        if file_id is None:
+            return []
+        content = again(lambda: self.tenant.client.files.content(file_id).read())
+        return [json.loads(line) for line in content.splitlines()]
+
+    def remove(self, file_id: str) -> None:
+        with contextlib.suppress(openai.NotFoundError):  # the answer to the first try was lost
+            again(lambda: self.tenant.client.files.delete(file_id))
+
+    # --- all of it
+
+    def live(self) -> None:
+        """Every batch from its upload to its end, past every function that commits."""
+        self.look_around()
+        used = self.submit("good", request_lines(8, prompt=[5, 6]))
+        self.submit("bad", [request_line("a", max_tokens=-1)])
+        doomed = self.submit("doomed", request_lines(1))
+        storage.delete_blob(upload_key(doomed))
+        sql(self.database, "UPDATE batches SET num_preparations = 7 WHERE input_file_id = :id", id=doomed)
+        prompts = [[5, 6], [5, 7], [POISON, 8], [5, 9]]
+        self.submit("poisoned", [request_line(f"p{index}", prompt) for index, prompt in enumerate(prompts)])
+        for name in ("cancelled", "expired"):
+            self.submit(name, request_lines(4, prompt=[5, 6]))
+        time.sleep(get_settings().sweep_seconds)  # a batch that is older than this, and has no message, is forgotten
+        self.tick_until(lambda: all(self.batch(name).status != "validating" for name in self.batches))
+
+        again(lambda: self.tenant.client.batches.cancel(self.batches["cancelled"]))
+        sql(
+            self.database,
+            "UPDATE batches SET expires_at = now() - interval '1 second' WHERE id = :id",
+            id=self.batches["expired"],
+        )
+        self.lose_what_can_be_lost()
+        self.tick_until(lambda: self.is_final("cancelled") and self.is_final("expired"))
+        self.run_groups()
+        self.tidy_up(used)
+
+    def look_around(self) -> None:
+        client = self.tenant.client
+        again(lambda: client.models.list())
+        again(lambda: client.models.retrieve(MODEL))
+        again(lambda: client.files.list())
+        again(lambda: client.batches.list())
+
+    def lose_what_can_be_lost(self) -> None:
+        """A group that dies with a slice, one that says nothing any more, and every ticket."""
+        with self.database.begin() as conn:
+            claim_slice(conn, model=MODEL, group_id="ghost@x", lease_seconds=0.01)
+        sql(
+            self.database,
+            "INSERT INTO groups (id, model, state, pid, rank_pids, info, heartbeat_at)"
+            " VALUES ('ghost@x', :model, 'ready', 1, '{}', '{}', :at)",
+            model=MODEL,
+            at="2026-01-01",
+        )
+        with redis.Redis.from_url(self.redis_url) as client:
+            client.flushall()
+
+    def run_groups(self) -> None:
+        settings = make_settings(lease_seconds=1.0, drain_seconds=0.05, record_seconds=0.02)
+        engine = ReportingEngine(poison=POISON)
+        with running_group(self.database, engine, settings, "group-0@here", self.model_path):
+            self.tick_until(lambda: self.is_final("good") and self.is_final("poisoned"))
+            engine.answers = False
+            self.submit("late", request_lines(4, prompt=[5, 6]))
+            self.tick_until(lambda: bool(engine.running))
+            with transaction(self.database) as session, contextlib.suppress(UnknownGroupError):
+                want_drain(session, "group-0", is_wanted=True)
+            wait_for(lambda: not engine.running)
+        with running_group(self.database, ReportingEngine(), settings, "group-1@here", self.model_path):
+            self.tick_until(lambda: self.is_final("late"))
+
+    def tidy_up(self, used: str) -> None:
+        again(lambda: self.tenant.client.files.retrieve(used))
+        self.remove(used)
+        old = self.upload(request_lines(1))
+        sql(self.database, "UPDATE files SET expires_at = now() - interval '1 second' WHERE id = :id", id=old)
+        sql(self.database, "UPDATE idempotency_keys SET created_at = now() - interval '30 days'")
+        self.tick_until(lambda: not sql(self.database, "SELECT 1 FROM idempotency_keys"))
+        self.tick_until(
+            lambda: not sql(self.database, "SELECT 1 FROM files WHERE id = :id AND deleted_at IS NULL", id=old)
+        )
+
+    def check(self) -> None:
+        """What a client was promised, and everything that the audit looks at."""
+        self.tick_until(lambda: not sql(self.database, "SELECT 1 FROM outbox"))
+        for name, (status, num_succeeded) in EXPECTED.items():
+            batch = self.batch(name)
+            assert batch.status == status, name
+            assert batch.request_counts is not None
+            assert batch.request_counts.completed == num_succeeded, name
+            output = [line["custom_id"] for line in self.read(batch.output_file_id)]
+            errors = [line["custom_id"] for line in self.read(batch.error_file_id)]
+            assert len(output) == len(set(output)) == num_succeeded
+            assert not set(output) & set(errors)
+            if status != "failed":  # else what is wrong is in the batch
+                assert len(output) + len(errors) == batch.request_counts.total
+        (poisoned,) = self.read(self.batch("poisoned").error_file_id)
+        assert poisoned["custom_id"] == "p2"
+        # A submission whose answer was lost was sent again.
+        assert sql(self.database, "SELECT count(*) FROM batches") == [(len(EXPECTED),)]
+        wait_for(lambda: not audit(self.database, at_rest=True).violations)
+
+
+@pytest.fixture
+def world(
+    database: Engine, redis_url: str, log_path: Path, settings_env: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[World]:
+    for name, value in {
+        "SWEEP_SECONDS": "0.05",
+        "SLICE_REQUESTS": "4",
+        "LEASE_SECONDS": "1",
+        "MAX_ATTEMPTS": "1000",
+    }.items():
+        settings_env.setenv(PREFIX + name, value)
+    get_settings.cache_clear()
+    model_path = byte_level(tmp_path / "tiny")
+    seed_model(database, path=str(model_path))
+    with serve() as address:
+        tenant = new_tenant(address, "acme")
+        yield World(database, tenant, redis_url, model_path)
+        tenant.client.close()
+        tenant.http.close()
+
+
+def test_every_function_that_commits_is_passed(world: World) -> None:
+    with CommitFaults(lambda site, number: None).of(world.database) as faults:
+        world.live()
+        world.check()
+    assert SITES - faults.seen == set()
+    assert faults.seen - SITES == set()
+    print(faults.written)
+
+
+@pytest.mark.parametrize("moment", Moment)
+def test_the_first_commit_of_every_function_breaks(world: World, moment: Moment) -> None:
+    with CommitFaults(lambda site, number: moment if number == 0 else None).of(world.database) as faults:
+        world.live()
+        world.check()
+    assert {site for site, _ in faults.broken} == set(faults.written)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_commit_may_break_in_any_way(world: World, seed: int) -> None:
+    chance = random.Random(seed)
+
+    def choose(site: str, number: int) -> Moment | None:
+        return chance.choice(list(Moment)) if chance.random() < 0.2 else None
+
+    with CommitFaults(choose).of(world.database) as faults:
+        world.live()
+        world.check()
+    assert len(faults.broken) > 5
