@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 
+#: What a message keeps of its beginning, which says what is wrong, and of its end, which says what to do.
+_KEPT_CHARS = (500, 200)
+
+
 class ModelError(Exception):
-    """A model can't be used; the message names the file, the field or the tensor, and says what would do."""
+    """A model can't be used; the message names the file, the field or the tensor, and says what would do.
+
+    It quotes foreign files, in which a name can have any length: the middle of a long message is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        start, end = _KEPT_CHARS
+        super().__init__(message if len(message) <= start + end else f"{message[:start]} … {message[-end:]}")
 
 
 class InvalidConfig(ModelError):

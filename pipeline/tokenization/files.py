@@ -24,6 +24,9 @@ _MAX_SHOWN_CHARS: Final = 200
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+#: Of an added token.
+_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
 
 class TokenizerError(UserError):
     """The tokenizer of a model folder can't be used."""
@@ -151,7 +154,10 @@ def _add_tokens(
     listed: dict[str, dict[str, Any]] = tokenizer_config.get("added_tokens_decoder") or {}
     for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
         if token["content"] not in known:
-            backend.add_tokens([tokenizers.AddedToken(**token)])
+            # The library prints what it does not know, in the midst of our log.
+            backend.add_tokens(
+                [tokenizers.AddedToken(**{name: token[name] for name in _TOKEN_FIELDS if name in token})]
+            )
             known.add(token["content"])
     extra = tokenizer_config.get("extra_special_tokens", tokenizer_config.get("additional_special_tokens"))
     texts = [token.get("content") if isinstance(token, dict) else token for token in extra or []]

@@ -55,7 +55,7 @@ def answer(folder: Path) -> dict[str, Any]:
     try:
         load(folder)
     except (ModelError, TokenizerError) as error:
-        return {"outcome": "refused", "detail": f"{type(error).__name__}: {str(error)[:500]}"}
+        return {"outcome": "refused", "detail": f"{type(error).__name__}: {str(error)[:5000]}"}
     except MemoryError:
         return {"outcome": "memory", "detail": traceback.format_exc()[-3000:]}
     except BaseException:  # noqa: BLE001 - that is what is looked for
@@ -77,6 +77,7 @@ def answer_apart(folder: Path) -> dict[str, Any]:
     if child == 0:
         with contextlib.suppress(BaseException):
             os.close(read)
+            os.dup2(2, 1)  # whatever it prints is no answer
             os.write(write, json.dumps(answer(folder)).encode())
         os._exit(0)
     os.close(write)

@@ -107,6 +107,15 @@ def test_a_bad_header_is_named(tmp_path: Path) -> None:
     assert "is truncated or no safetensors file" in refusal(tmp_path, config)
 
 
+def test_a_message_about_a_long_name_is_bearable(tmp_path: Path) -> None:
+    config, tensors = write_checkpoint(tmp_path)
+    save(tmp_path, tensors | {"x" * 100_000: torch.zeros(8)})
+    message = refusal(tmp_path, config)
+    assert len(message) < 1000
+    assert message.startswith("The checkpoint holds the tensor xxx")
+    assert message.endswith("num_hidden_layers and tie_word_embeddings.")
+
+
 def test_a_tensor_that_no_layer_uses_is_refused(tmp_path: Path) -> None:
     """It may be part of the mathematics, such as a bias that config.json does not mention."""
     config, tensors = write_checkpoint(tmp_path)

@@ -50,6 +50,14 @@ def test_a_list_without_a_default_template_is_none(templates: list[Any], tmp_pat
     Tokenizer.load(edit(byte_level(tmp_path), "tokenizer_config.json", chat_template=templates))
 
 
+def test_what_is_not_known_of_a_token_is_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Old files call it `__type`; the library would write so into our log."""
+    token = {"content": "<new>", "special": True, "__type": "AddedToken"}
+    tokenizer = Tokenizer.load(edit(byte_level(tmp_path), "tokenizer_config.json", added_tokens_decoder={"900": token}))
+    assert len(tokenizer.encode("<new>", add_special_tokens=False)) == 1
+    assert capfd.readouterr().out == ""
+
+
 def test_an_empty_end_token_ends_nothing(tmp_path: Path) -> None:
     assert Tokenizer.load(edit(byte_level(tmp_path), "tokenizer_config.json", eos_token="")).eos_token_ids == set()
 
