@@ -5,7 +5,6 @@ PostgreSQL is the queue; a message in Redis is only a hint that there is work. I
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -138,8 +137,9 @@ class _Connection(Connection):
 
     @cached_property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """Errors after which a worker connects again; any other ends it."""
-        return (*super().connection_errors, json.JSONDecodeError, UnicodeDecodeError)
+        """Errors after which a worker connects again; any other ends it. The last ones are those of reading a message
+        that is no JSON, or has not the shape of a task."""
+        return (*super().connection_errors, ValueError, TypeError, KeyError, AttributeError)
 
     def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         kwargs.setdefault("interval_step", 0)  # else it tries every 2 s, then 4, and in the end every 30

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,64 +10,11 @@ import pytest
 import redis
 from model_folders import random_llama
 from running_groups import wait_for
-from seeds import SeededTenant, seed_batch, seed_model, seed_tenant, sql
+from running_workers import Start, num_results, ring, wait_until_ready
+from seeds import SeededTenant, seed_batch, sql
 from sqlalchemy import Engine
-from tokenizer_folders import byte_level
 
 from pipeline.celery import KEY_PREFIX, generate_queue
-from pipeline.jobs import outbox
-from pipeline.settings import PREFIX
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def tenant(database: Engine, redis_url: str) -> SeededTenant:
-    seed_model(database)
-    return seed_tenant(database)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return byte_level(tmp_path / "tiny")
-
-
-@pytest.fixture
-def start(tenant: SeededTenant, settings_env: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
-    """Starts `python -m workers` with settings in the environment; its log is in `tmp_path / "worker.log"`."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def run(model: Path, *options: str, **settings: str) -> subprocess.Popen[str]:
-        env = {**os.environ, **{PREFIX + name.upper(): value for name, value in settings.items()}}
-        with (tmp_path / "worker.log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "workers", str(model), "--engine", "echo", *options],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        processes.append(process)
-        return process
-
-    yield run
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def wait_until_ready(database: Engine) -> None:
-    wait_for(lambda: sql(database, "SELECT 1 FROM groups WHERE state = 'ready'"), timeout=60)
-
-
-def ring(database: Engine, num_tickets: int = 1) -> None:
-    with database.begin() as conn:
-        outbox.add_tickets(conn, "tiny", num_tickets)
-    outbox.publish(database)
-
-
-def num_results(database: Engine) -> int:
-    return int(sql(database, "SELECT count(*) FROM results")[0][0])
 
 
 def test_a_worker_answers_the_slices_that_its_tickets_are_for(
