@@ -13,6 +13,7 @@ import tokenizers
 
 from pipeline.errors import UserError
 from pipeline.tokenization.chat_template import MAX_SOURCE_CHARS, ChatTemplate, ChatTemplateError
+from pipeline.tokenization.limits import check_added_tokens, check_steps
 from pipeline.tokenization.token_bytes import TokenDecoder, UnsupportedDecoderError, longest_token_bytes
 
 #: No vocabulary comes near it; it keeps a wrong file from filling the memory.
@@ -65,7 +66,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
     path = folder / "tokenizer.json"
     with refused(path):
+        check_steps(content)
         backend = tokenizers.Tokenizer.from_file(str(path))
+        check_added_tokens(backend)
         decoder = TokenDecoder.from_json(content.get("decoder"))
         backend.no_truncation()
         backend.no_padding()

@@ -13,8 +13,7 @@ _BYTE_OF_CHAR = {chr(byte): byte for byte in _PRINTABLE} | {
     for position, byte in enumerate(byte for byte in range(0x100) if byte not in set(_PRINTABLE))
 }
 BYTE_LEVEL_ALPHABET = frozenset(_BYTE_OF_CHAR)
-#: Each is applied to every token of the vocabulary; real decoders have four, which replace one character by another.
-_MAX_PARTS = 64
+#: Applied to every token of the vocabulary; real decoders replace one character by another.
 _MAX_REPLACEMENT_CHARS = 64
 
 
@@ -45,10 +44,7 @@ class TokenDecoder:
             return cls(separator=" ")
         known: dict[str, Any] = {"replacements": ()}
         is_fused = False
-        parts = _flatten(decoder)
-        if len(parts) > _MAX_PARTS:
-            raise UnsupportedDecoderError(f"the decoder of tokenizer.json has {len(parts)} parts, not {_MAX_PARTS}")
-        for part in parts:
+        for part in _flatten(decoder):
             match part:
                 case {"type": "ByteLevel"}:
                     known["is_byte_level"] = True

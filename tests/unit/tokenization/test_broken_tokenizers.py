@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,54 @@ def test_a_gap_in_the_vocabulary_costs_no_memory(tmp_path: Path) -> None:
 )
 def test_a_decoder_that_multiplies_text_is_refused(decoder: dict[str, Any], tmp_path: Path) -> None:
     assert "decoder" in refusal(edit(byte_fallback(tmp_path), "tokenizer.json", decoder=decoder))
+
+
+DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 40}}, "1099511627776 times as long"),
+        ({"normalizer": {**DOUBLING, "pattern": {"String": ""}}}, "times as long"),
+        ({"normalizer": {**DOUBLING, "pattern": {"Regex": ""}, "content": "x" * 100}}, "101 times as long"),
+        (
+            {
+                "normalizer": {
+                    "type": "Precompiled",
+                    "precompiled_charsmap": b64encode(b"\xff\xff\xff\xffaaaa").decode(),
+                }
+            },
+            "shorter than it says",
+        ),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "broke down over it"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 65}}, "normalizer has 65 steps"),
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}] * 65}},
+            "pre_tokenizer has 65 steps",
+        ),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "z", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                    "pair": [],
+                    "special_tokens": {"z": {"id": "z", "ids": [0] * 65, "tokens": ["z"] * 65}},
+                }
+            },
+            "65 tokens around each text",
+        ),
+    ],
+)
+def test_what_the_library_would_not_survive_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    assert message in refusal(edit(byte_level(tmp_path), "tokenizer.json", **changes))
+
+
+def test_a_regular_expression_that_never_ends_is_an_error(tmp_path: Path) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    tokenizer = Tokenizer.load(edit(byte_level(tmp_path), "tokenizer.json", pre_tokenizer=split))
+    with pytest.raises(TokenizerError, match="broke down over it"):
+        tokenizer.encode("a" * 3000 + "!", add_special_tokens=False)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "tokenizer_config.json"])
