@@ -20,6 +20,8 @@ from workers.backends.protocol import Engine
 _DATABASE_SECONDS: Final = 1.8
 #: That wait for a database that hangs; they end when it does, and keep no process from its end.
 _MAX_THREADS: Final = 2
+#: Without a step for so long, in seconds, something is wrong that the engine itself has not noticed.
+_LEAST_STEP_SECONDS: Final = 30.0
 
 
 class Readiness:
@@ -38,7 +40,7 @@ class Readiness:
         self._engine = engine
         self._database = database
         self._lease_seconds = settings.lease_seconds
-        self._step_seconds = settings.step_seconds
+        self._step_seconds = max(_LEAST_STEP_SECONDS, settings.step_seconds)
         self._has_work = has_work
         self._clock = clock
         self._lock = threading.Lock()

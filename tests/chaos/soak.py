@@ -61,7 +61,7 @@ def _soak(options: argparse.Namespace, folder: Path) -> tuple[list[Report], Memo
         for number, seed in enumerate(_seeds(options)):
             if number % options.restart_every == 0:
                 stacks.close()  # its data stay, and the next one goes on with them
-                arguments = ("--engine", "echo", "--groups", str(options.groups))
+                arguments = ("--engine", options.engine, "--groups", str(options.groups))
                 chaos = stacks.enter_context(running(folder / "stack", model, *arguments, **env))
                 if memory is not None:
                     memory.watch(chaos.stack)
@@ -122,6 +122,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--max-faults", type=int, default=3, help="of a schedule")
     parser.add_argument("--faults", default="all", help="all, none (memory is watched then), or names with commas")
     parser.add_argument("--groups", type=int, default=2)
+    parser.add_argument("--engine", default="echo", choices=("echo", "native"), help="of the groups")
     parser.add_argument("--restart-every", type=int, default=250, help="schedules after which the stack is a new one")
     parser.add_argument("--results", type=Path, help="file of JSON lines to append to, and to go on from")
     parser.add_argument("--folder", type=Path, help="where the stack's data stay; else a temporary folder")

@@ -40,6 +40,8 @@ FIRST_BACKOFF_SECONDS = 0.5
 LARGEST_BACKOFF_SECONDS = 30.0
 #: A step counts as a hang when it takes so many times as long as a full step should, if that is above the deadline.
 SLOW_STEP = 10.0
+#: The least deadline of a step on a GPU, whose kernels may be compiled when they are first used, in seconds.
+GPU_STEP_SECONDS = 30.0
 
 
 class NativeEngine:
@@ -245,7 +247,8 @@ class NativeEngine:
         """In seconds. On a slow device a full step of a large model may well take longer than the setting."""
         with self._changed:
             expected = self._ready.full_step_seconds if self._ready is not None else 0.0
-        return max(self._options.step_seconds, round(SLOW_STEP * expected, 1))
+        least = GPU_STEP_SECONDS if self._options.device == "cuda" else 0.0
+        return max(self._options.step_seconds, least, round(SLOW_STEP * expected, 1))
 
     def _lose(self, reason: str) -> None:
         """The ranks are gone: report what ran in them, and count the crash."""

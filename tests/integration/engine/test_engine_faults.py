@@ -81,6 +81,22 @@ def test_a_killed_rank_is_replaced_and_what_ran_is_reported_as_crashed(
     assert engine.health().num_steps > health.num_steps, "the counter of steps goes on"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_gets_no_more_memory_is_replaced(start: Callable[..., NativeEngine], rank: int) -> None:
+    engine = start()
+    before = engine.health().rank_pids
+    assert answer(engine, make_request("short", PROMPT))["short"].status is OutcomeStatus.FINISHED
+    psutil.Process(before[rank]).rlimit(psutil.RLIMIT_AS, (1, 1))
+    # A longer prompt than any before, so that its steps need more than the memory that there is.
+    engine.submit(make_request("long", [10 + number % 200 for number in range(15_000)]))
+    take(engine, 1)  # crashed, or finished right before
+    wait_until(lambda: engine.health().num_restarts == 1, "the crash")
+    wait_for_state(engine, EngineState.READY)
+    wait_until_gone(before)
+    engine.submit(make_request("again", [10 + number % 200 for number in range(15_000)]))
+    assert take(engine, 1)["again"].status is OutcomeStatus.FINISHED
+
+
 def test_what_had_not_begun_to_run_is_no_suspect_and_runs_afterwards(start: Callable[..., NativeEngine]) -> None:
     engine = start(max_num_sequences=1)
     submit_and_wait_until_it_runs(engine, "running")
