@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -62,11 +63,12 @@ class PromptEncoder:
         """
         rendered: list[RenderedRequest] = []
         invalid: list[InvalidLine] = []
-        for line, prompt in zip(lines, self._prompts([line.body for line in lines]), strict=True):
-            try:
-                rendered.append(self._render(line, prompt))
-            except InvalidRequestError as error:
-                invalid.append(InvalidLine.of(line.line, line.custom_id, error))
+        with closing(self._prompts([line.body for line in lines])) as prompts:
+            for line, prompt in zip(lines, prompts, strict=True):
+                try:
+                    rendered.append(self._render(line, prompt))
+                except InvalidRequestError as error:
+                    invalid.append(InvalidLine.of(line.line, line.custom_id, error))
         return rendered, invalid
 
     def encode(self, requests: Sequence[RenderedRequest]) -> tuple[list[PreparedRequest], list[InvalidLine]]:
@@ -87,15 +89,16 @@ class PromptEncoder:
 
     def _prompts(
         self, bodies: Sequence[ChatCompletionBody | CompletionBody]
-    ) -> Iterator[str | list[int] | ChatTemplateError]:
+    ) -> Generator[str | list[int] | ChatTemplateError]:
         """One for each; the bodies are all of one kind."""
         chats = [body.plain_messages() for body in bodies if isinstance(body, ChatCompletionBody)]
+        yield from (body.prompt for body in bodies if isinstance(body, CompletionBody))
         if not chats:
-            return (body.prompt for body in bodies if isinstance(body, CompletionBody))
+            return
         try:
-            return self._tokenizer.render_chats(chats)
+            yield from self._tokenizer.render_chats(chats)
         except ChatTemplateError as error:  # there is none
-            return repeat(error, len(chats))
+            yield from repeat(error, len(chats))
 
     def _render(self, line: CheckedLine, prompt: str | list[int] | ChatTemplateError) -> RenderedRequest:
         body = line.body

@@ -107,14 +107,17 @@ class ChatTemplate:
         now = self._now().isoformat()
         prompts = [Prompt(messages=[self._plain(message) for message in messages], now=now) for messages in chats]
         num_done = 0
+        is_second_try = False
         with self._lock:
             while num_done < len(prompts):
-                for answer in self._ask(prompts[num_done:]):
+                num_before = num_done
+                for answer in self._ask(prompts[num_done:], is_second_try):
                     num_done += 1
                     yield answer
+                is_second_try = num_done == num_before
 
-    def _ask(self, prompts: Sequence[Prompt]) -> Generator[str | ChatTemplateError]:
-        """For the first of the prompts, up to one that is too much for the process."""
+    def _ask(self, prompts: Sequence[Prompt], is_second_try: bool) -> Generator[str | ChatTemplateError]:
+        """For the first of the prompts, up to one that the process did not outlive."""
         process = self._running_process()
         num_good = 0
         try:
@@ -124,7 +127,9 @@ class ChatTemplate:
                 if kind is Answer.OUT_OF_MEMORY:
                     return
         except _EndedError as error:
-            yield self._explain(error)
+            # Others end processes as well: only who ends two of them is to blame.
+            if error.status == -signal.SIGPROF or is_second_try:
+                yield self._explain(error)
         finally:
             if num_good < len(prompts):  # it is gone, its memory is full, or nobody heard all that it had to say
                 self._drop_process()
