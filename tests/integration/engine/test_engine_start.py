@@ -52,6 +52,17 @@ def poison(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors")
 
 
+def break_the_library(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "normalizer": normalizer}))
+
+
+def pickle_weights(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -61,8 +72,10 @@ def poison(folder: Path) -> None:
         (truncate, ["model.safetensors"]),
         (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json"]),
         (poison, ["not finite"]),
+        (break_the_library, ["tokenizer.json", "broke down"]),
+        (pickle_weights, ["pytorch_model.bin, a pickle", "Convert it to safetensors"]),
     ],
-    ids=["experts", "missing-tensor", "wrong-shape", "truncated", "no-tokenizer", "not-finite"],
+    ids=["experts", "missing-tensor", "wrong-shape", "truncated", "no-tokenizer", "not-finite", "panic", "pickle"],
 )
 def test_a_folder_that_can_not_be_run_is_refused_with_its_reason(
     tmp_path: Path, damage: Callable[[Path], None], said: list[str]
