@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -51,6 +52,42 @@ ODD_VALUES: list[Any] = [
     "WordPiece",
     "Precompiled",
 ]
+#: Steps of a tokenizer.json that cost much, or that have broken the library.
+ODD_STEPS: list[Any] = [
+    {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"},
+    {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
+    {"type": "Replace", "pattern": {"Regex": ""}, "content": "xx"},
+    {"type": "Replace", "pattern": {"Regex": "(?:(o|o)*)*k"}, "content": "▁"},
+    {"type": "Split", "pattern": {"Regex": "(\\w+)+$"}, "behavior": "Isolated", "invert": False},
+    {"type": "Split", "pattern": {"Regex": ""}, "behavior": "MergedWithNext", "invert": True},
+    {"type": "Precompiled", "precompiled_charsmap": "/////2FhYWE="},
+    {"type": "Precompiled", "precompiled_charsmap": "CAAAAAAAAAAAAAAAYQBiAA=="},
+    {"type": "Prepend", "prepend": "▁" * 5000},
+    {"type": "Strip", "content": "T", "start": 2**63, "stop": 0},
+    {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+    {"type": "Digits", "individual_digits": True},
+    {"type": "NFKD"},
+    {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": 1},
+    {"type": "Punctuation", "behavior": "Removed"},
+    {"type": "UnicodeScripts"},
+    {"type": "BPEDecoder", "suffix": "e"},
+    {"type": "CTC", "pad_token": "e", "word_delimiter_token": "o", "cleanup": True},
+    {"type": "RobertaProcessing", "sep": ["e", 2**31], "cls": ["", 0], "trim_offsets": True, "add_prefix_space": True},
+    {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "B", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {},
+    },
+]
+SECTIONS = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "post_processor": "processors",
+    "decoder": "decoders",
+}
 SPOILED = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors")
 
 
@@ -60,6 +97,8 @@ def spoil(folder: Path, rng: random.Random) -> str:
     data = path.read_bytes()
     if path.suffix == ".safetensors":
         how, data = _spoil_safetensors(data, rng)
+    elif path.name == "tokenizer.json" and rng.random() < 0.3:
+        how, data = _spoil_steps(data, rng)
     elif rng.random() < 0.3:
         how, data = spoil_bytes(data, rng)
     else:
@@ -96,6 +135,17 @@ def spoil_json(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     return "; ".join(done), json.dumps(content).encode()
 
 
+def _spoil_steps(data: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """What a tokenizer does before or after its model, beside or instead of what it did."""
+    content = json.loads(data)
+    section = rng.choice(list(SECTIONS))
+    steps = [rng.choice(ODD_STEPS) for _ in range(rng.choice([1, 1, 2, 3]))] * rng.choice([1, 1, 20])
+    if content.get(section) is not None and rng.random() < 0.5:
+        steps.insert(rng.choice([0, len(steps)]), content[section])
+    content[section] = {"type": "Sequence", SECTIONS[section]: steps} if len(steps) > 1 else steps[0]
+    return f"{section} {json.dumps(content[section])[:1000]}", json.dumps(content).encode()
+
+
 def _spoil_value(content: Any, rng: random.Random) -> str:
     parent, path = content, ""
     while True:
@@ -109,7 +159,7 @@ def _spoil_value(content: Any, rng: random.Random) -> str:
             continue
         break
     actions: dict[str, Callable[[], None]] = {
-        "replaced": lambda: parent.__setitem__(key, rng.choice(ODD_VALUES)),
+        "replaced": lambda: parent.__setitem__(key, copy.deepcopy(rng.choice(ODD_VALUES))),
         "removed": lambda: parent.__delitem__(key),
     }
     if isinstance(parent, dict):

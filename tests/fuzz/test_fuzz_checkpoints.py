@@ -16,7 +16,7 @@ import pytest
 from budget import Budget
 from model_folders import random_llama
 from spoiling import spoil
-from tokenizer_folders import KINDS
+from tokenizer_folders import KINDS, words
 
 Load = Callable[[Path], dict[str, Any]]
 
@@ -53,7 +53,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     whole = random_llama(root / "weights", tie_word_embeddings=True)
     (whole / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2], "temperature": 0.5}))
     found = [whole]
-    for kind, make in KINDS.items():
+    for kind, make in {**KINDS, "words": words}.items():
         folder = make(root / kind)
         size = json.loads((folder / "config.json").read_text())["vocab_size"]
         other = random_llama(root / f"{kind}-weights", vocab_size=size)
