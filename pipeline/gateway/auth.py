@@ -25,12 +25,14 @@ def _principal(
         )
     try:
         with transaction() as session:
-            return authenticate(session, credentials.credentials)
+            principal = authenticate(session, credentials.credentials)
     except InvalidKeyError:
         failed: FailedKeys = request.app.state.failed_keys
         if seconds := failed.add(request.client.host if request.client is not None else ""):
             raise too_many_failures(seconds) from None
         raise
+    request.state.caller = principal  # for the log
+    return principal
 
 
 #: The caller; every route but those of health takes one.

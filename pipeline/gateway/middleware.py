@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.gateway.errors import ApiError, internal_error, unavailable
 from pipeline.ids import new_id
+from pipeline.tenancy.keys import Principal
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,8 @@ def is_upload(scope: Scope) -> bool:
 
 
 class RequestMiddleware:
-    """Gives each request an `x-request-id`, logs it without query, headers or body, and turns a crash into a 500."""
+    """Gives each request an `x-request-id`, logs it and its caller without query, headers or body, and turns a crash
+    into a 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -79,8 +81,15 @@ class RequestMiddleware:
                 path=scope["path"],
                 status=status,
                 ms=round((time.perf_counter() - started) * 1000, 1),
+                **_caller(scope),
             )
             structlog.contextvars.unbind_contextvars("request_id")
+
+
+def _caller(scope: Scope) -> dict[str, str]:
+    """By its ids; nothing where none was asked for, or none was right."""
+    principal: Principal | None = scope.get("state", {}).get("caller")
+    return {} if principal is None else {"tenant": principal.tenant_id, "api_key": principal.api_key_id}
 
 
 class LimitsMiddleware:
