@@ -32,19 +32,19 @@ def check_keys(inspection: Inspection) -> Iterator[Evidence]:
     with inspection.engine.connect() as conn:
         keys = conn.execute(_KEYS, {"old": OLD_DAYS, "unused": UNUSED_DAYS}).all()
     active = [key for key in keys if not key.is_revoked]
-    num_tenants = len({key.tenant_id for key in active})
+    num_tenants, num_revoked = len({key.tenant_id for key in active}), len(keys) - len(active)
     yield met(
-        f"{len(active)} keys of {num_tenants} tenants are in force and {len(keys) - len(active)} revoked; of each, "
-        "only its SHA-256 is kept"
+        f"keys in force: {len(active)}, of {num_tenants} tenants; revoked: {num_revoked}; of each, only its SHA-256 is "
+        "kept"
     )
     if old := [key.id for key in active if key.is_old]:
         yield gap(
-            f"{len(old)} keys are older than {OLD_DAYS} days: {_named(old)}",
+            f"keys older than {OLD_DAYS} days: {_named(old)}",
             "Make new ones (`ryzanstein keys create`), hand them out, and revoke these.",
         )
     if unused := [key.id for key in active if key.is_unused]:
         yield gap(
-            f"{len(unused)} keys were not used for {UNUSED_DAYS} days: {_named(unused)}",
+            f"keys not used for {UNUSED_DAYS} days: {_named(unused)}",
             "Revoke them (`ryzanstein keys revoke`).",
         )
 

@@ -72,8 +72,8 @@ def check_places(inspection: Inspection) -> Iterator[Evidence]:
     with inspection.engine.connect() as conn:
         num_tenants = conn.execute(text("SELECT count(*) FROM tenants")).scalar_one()
     yield met(
-        f"content of {num_tenants} tenants is in PostgreSQL at {database.host or database.query.get('host')} and in "
-        f"{settings.storage_url}; ids of batches and names of models pass through Redis at {redis.hostname}"
+        f"tenants: {num_tenants}; their content is in PostgreSQL at {database.host or database.query.get('host')} and "
+        f"in {settings.storage_url}; ids of batches and names of models pass through Redis at {redis.hostname}"
     )
 
 
@@ -108,7 +108,7 @@ def check_log_collection(inspection: Inspection) -> Iterator[Evidence]:
     settings = inspection.settings
     if settings.log_format == "json" and settings.log_level in ("INFO", "DEBUG"):
         yield met(
-            f"every call of the API is a line of JSON with its id, path, status and time (level {settings.log_level})"
+            f"every call of the API is a line of JSON with caller, path, status and time (level {settings.log_level})"
         )
     if settings.log_format != "json":
         yield gap("logs are written for people", f"Set {PREFIX}LOG_FORMAT=json, and collect them.")

@@ -87,6 +87,7 @@ CONTROLS: Final = (
             "Operators have no accounts, roles or second factor here: whoever has the database's password may do "
             "everything.",
             "All processes share one role of PostgreSQL: a group may read what other models were asked.",
+            "Flower's password may be tried without a limit.",
         ),
         duties=("Give the passwords to few, by a store of secrets; take them back from who leaves.",),
     ),
@@ -198,25 +199,26 @@ CONTROLS: Final = (
             "The schema changes by numbered revisions, without long locks and while batches run. An unknown setting "
             "is an error. Versions of all packages are pinned."
         ),
-        soc2=("CC8.1",),
+        soc2=("CC7.1", "CC8.1"),
         gdpr=("32(1)(b)", "32(1)(d)"),
         hipaa=("164.308(a)(8)",),
         checks=(integrity.check_schema, operations.check_releases),
+        missing=("Known holes of the Python packages are not looked up.",),
         duties=("Say who may release, and keep a record of what was.",),
     ),
     Control(
         id="traces",
         title="What was done can be found out",
         statement=(
-            "Every call of the API is logged with its id, path and status; attempts, outcomes, usage and bills stay "
-            "in SQL with their times; keys know when they were made, last used and revoked."
+            "Every call of the API is logged with its id, tenant, key, path and status; attempts, outcomes, usage and "
+            "bills stay in SQL with their times; keys know when they were made, last used and revoked."
         ),
         soc2=("CC7.2", "CC7.3"),
         gdpr=("5(2)", "33(5)"),
         hipaa=("164.308(a)(1)(ii)(D)", "164.312(b)"),
         checks=(content.check_log_collection,),
         missing=(
-            "The log of calls names no tenant and no key, and what operators do is in no log of its own.",
+            "What operators do is in no log of its own.",
             "Logs go to the standard error of each process; nothing here keeps or seals them.",
         ),
         duties=("Collect the logs, keep them for as long as your rules ask, and read them.",),

@@ -77,7 +77,7 @@ def _check_folder(name: str, folder: Path, *, hashes: bool) -> Iterator[Evidence
     if not weights:
         yield gap(f"model {name}: {folder} has no safetensors", "Only the echo engine can serve it.")
         return
-    yield met(f"model {name}: weights are {len(weights)} safetensors files, {_size(weights)} bytes, in {folder}")
+    yield met(f"model {name}: {_size(weights)} bytes of weights in safetensors, in {folder}")
     if hashes:
         for pattern in _MODEL_FILES:
             for path in sorted(folder.glob(pattern)):

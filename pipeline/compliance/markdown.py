@@ -48,7 +48,7 @@ def _report_lines(report: Report) -> Iterator[str]:
 
 def _list(title: str, items: list[str]) -> Iterator[str]:
     yield from ("", f"## {title}", "")
-    yield from (f"- {_sentence(item)}" for item in items) if items else ("None.",)
+    yield from (f"- {_sentence(item)}" for item in dict.fromkeys(items)) if items else ("None.",)
 
 
 def _gaps(report: Report) -> list[str]:
@@ -95,4 +95,4 @@ def _order(clause: str) -> list[tuple[int, str]]:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", ")")) else ".")
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

@@ -10,6 +10,8 @@ from certificates import Authority, Certificate
 from secure_servers import HOST, SecureServer, postgres_with_tls, redis_with_tls, secure_postgres, secure_redis
 from stack_fixtures import make_stack, stack_folder, tiny_model
 
+from pipeline.ids import new_id
+
 __all__ = ["make_stack", "stack_folder", "tiny_model"]
 
 
@@ -36,9 +38,8 @@ def redis_over_tls(
     program = redis_with_tls()
     if request.param == "its own" and program is None:
         pytest.skip("no redis-server or valkey-server on the PATH was built with TLS")
-    folder = servers_folder / f"redis-tls-{request.param.replace(' ', '-')}"
     chosen = program if request.param == "its own" else None
-    with secure_redis(folder, authority, certificate, program=chosen) as server:
+    with secure_redis(servers_folder / new_id("redis"), authority, certificate, program=chosen) as server:
         yield server
 
 
@@ -49,7 +50,6 @@ def postgres_over_tls(
     programs = postgres_with_tls()
     if request.param == "its own" and programs is None:
         pytest.skip("no PostgreSQL on the PATH or in /usr/lib/postgresql was built with TLS")
-    folder = servers_folder / f"postgres-tls-{request.param.replace(' ', '-')}"
     chosen = programs if request.param == "its own" else None
-    with secure_postgres(folder, authority, certificate, programs=chosen) as server:
+    with secure_postgres(servers_folder / new_id("postgres"), authority, certificate, programs=chosen) as server:
         yield server

@@ -39,12 +39,12 @@ def test_old_and_unused_keys_are_named_and_revoked_ones_are_not(database: Engine
     key = seed_tenant(database).api_key_id
     ((state, counted),) = look(access.check_keys, database)
     assert state is MET
-    assert counted.startswith("1 keys of 1 tenants are in force and 0 revoked")
+    assert counted.startswith("keys in force: 1, of 1 tenants; revoked: 0;")
 
     sql(database, "UPDATE api_keys SET created_at = now() - interval '400 days', last_used_at = now()")
-    assert gaps(access.check_keys, database) == [f"1 keys are older than 365 days: {key}"]
+    assert gaps(access.check_keys, database) == [f"keys older than 365 days: {key}"]
     sql(database, "UPDATE api_keys SET last_used_at = now() - interval '100 days'")
-    assert gaps(access.check_keys, database)[1] == f"1 keys were not used for 90 days: {key}"
+    assert gaps(access.check_keys, database)[1] == f"keys not used for 90 days: {key}"
     sql(database, "UPDATE api_keys SET revoked_at = now()")
     assert gaps(access.check_keys, database) == []
 

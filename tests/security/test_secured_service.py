@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from secure_servers import HOST, SecureServer, postgres_with_tls, redis_with_tls
 from sqlalchemy import text
 from stacks import wait_for
 from tokenizer_folders import byte_level
+from watching import Flower, holding
 
 from pipeline.billing.rate_cards import ensure_rate_card
 from pipeline.embedded import new_password
@@ -51,7 +50,7 @@ class Service:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.gateway = f"http://127.0.0.1:{get_settings().gateway_port}"
-        self.flower = f"http://127.0.0.1:{get_settings().flower_port}"
+        self.flower = Flower(f"http://127.0.0.1:{get_settings().flower_port}", "ryzanstein", PASSWORD)
         self.folder = folder
         self.processes: list[subprocess.Popen[bytes]] = []
         for name in ("gateway", "control", "flower"):
@@ -63,15 +62,9 @@ class Service:
         self.processes.append(spawn([sys.executable, "-m", *argv], env=os.environ, log_path=log_path))
 
     def wait_until_ready(self) -> None:
-        for url in (f"{self.gateway}/readyz", f"{self.flower}/healthcheck"):
+        for url in (f"{self.gateway}/readyz", f"{self.flower.url}/healthcheck"):
             wait_for(lambda url=url: http_status(url) == 200, url)  # type: ignore[misc]
         wait_for(lambda: scalar("SELECT count(*) FROM groups WHERE state = 'ready'"), "the group")
-
-    def flower_says(self, path: str) -> Any:
-        login = base64.b64encode(f"ryzanstein:{PASSWORD}".encode()).decode()
-        request = urllib.request.Request(self.flower + path, headers={"Authorization": f"Basic {login}"})
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return json.loads(response.read())
 
     def logs(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
@@ -139,21 +132,26 @@ def test_a_batch_runs_over_tls_with_a_redis_user_who_may_do_little(
         _, key = create_key(session, ensure_tenant(session, "acme").id, "tests")
     client = openai.OpenAI(base_url=f"{service.gateway}/v1", api_key=key)
 
-    batch = wait_for_end(client, submit(client, [chat_line("one"), chat_line("two")]).id)
+    flower, tasks = service.flower, {"control.prepare", "generate.slice"}
 
-    assert batch.status == "completed", service.logs()
-    assert len(read_lines(client, batch.output_file_id)) == 2
-    # Tickets came through Redis, and so did what Flower shows.
-    shown = {"control.prepare", "generate.slice"}
-    wait_for(lambda: shown <= {task["name"] for task in service.flower_says("/api/tasks").values()}, "the tasks")
+    def runs_and_is_shown() -> bool:
+        """What ran before Flower listened it does not show."""
+        batch = wait_for_end(client, submit(client, [chat_line("one"), chat_line("two")]).id)
+        assert batch.status == "completed", service.logs()
+        assert len(read_lines(client, batch.output_file_id)) == 2
+        return tasks <= {task["name"] for task in json.loads(flower.get("/api/tasks")).values()}
+
+    wait_for(runs_and_is_shown, "the tasks")
     queues = [{"name": "control", "messages": 0}, {"name": "generate.tiny", "messages": 0}]
-    wait_for(lambda: service.flower_says("/api/queues/length")["active_queues"] == queues, "the queues")
+    wait_for(lambda: json.loads(flower.get("/api/queues/length"))["active_queues"] == queues, "the queues")
     if postgres_with_tls() is not None:
         ours = "pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'ryzanstein'"
         assert scalar(f"SELECT bool_and(ssl) FROM {ours}") is True
     with redis.Redis.from_url(redis_server_with_users.plain_url) as admin:
         denied = {entry["object"] for entry in admin.acl_log()}
     assert denied <= DONE_WITHOUT
+    shown_and_logged = [*dict(flower.crawl()).values(), service.logs().encode()]
+    assert holding([PASSWORD.encode()], shown_and_logged) == []
 
 
 def test_that_user_reaches_nothing_else(redis_server_with_users: SecureServer) -> None:

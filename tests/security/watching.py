@@ -90,6 +90,7 @@ def redis_content(url: str) -> bytes:
         b"set": lambda client, key: client.smembers(key),
         b"hash": lambda client, key: client.hgetall(key).items(),
         b"zset": lambda client, key: client.zrange(key, 0, -1),
+        b"none": lambda client, key: [],  # gone since
     }
     found: list[Any] = []
     with redis.Redis.from_url(url) as client:
@@ -102,12 +103,12 @@ class Flower:
     """Its pages and its API, as a browser with the password sees them."""
 
     def __init__(self, url: str, user: str, password: str) -> None:
-        self._url = url
+        self.url = url
         self._login = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(self, path: str) -> bytes:
-        request = urllib.request.Request(self._url + path, headers={"Authorization": f"Basic {self._login}"})
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"Basic {self._login}"})
         try:
             with self._opener.open(request, timeout=30) as response:
                 return bytes(response.read())
