@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 #: Parameters of `rediss://…?…`. The first three are files in PEM.
 _PARAMETERS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
@@ -18,8 +19,8 @@ def tls_options(url: str) -> dict[str, Any] | None:
     takes any certificate where the URL has no parameter. Raises ValueError, whose text repeats nothing of the URL:
     what is misread there may be part of a password.
     """
-    # Reading the port first: what `urlsplit` can't read at all it repeats in its error.
-    if not has_readable_port(url) or not (parts := urlsplit(url)).hostname or parts.scheme not in ("redis", "rediss"):
+    # The port comes first: what `urlsplit` can't read at all it repeats in its error.
+    if not has_readable_port(url) or not _is_address(parts := urlsplit(url)):
         raise ValueError(
             "give an address of the form rediss://USER:PASSWORD@HOST:PORT/0, or redis://… for one without TLS; "
             "in the password, any of / ? # @ : % is written as %2F, and so on"
@@ -39,6 +40,12 @@ def tls_options(url: str) -> dict[str, Any] | None:
         "ssl_cert_reqs": "required" if is_verified else "none",
         "ssl_check_hostname": is_host_checked,
     }
+
+
+def _is_address(parts: SplitResult) -> bool:
+    """A host, and at most the number of a database after it: else a password ended too early."""
+    is_redis = parts.scheme in ("redis", "rediss") and bool(parts.hostname)
+    return is_redis and re.fullmatch(r"/?|/[0-9]+", parts.path) is not None and not parts.fragment
 
 
 def has_readable_port(url: str) -> bool:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.connection import parse_url
 
 from pipeline.errors import ConfigurationError
 from pipeline.redis_urls import tls_options
@@ -34,6 +37,8 @@ def test_tls_verifies_certificate_and_host_unless_told_otherwise() -> None:
         "redis://redis:6379?hunter2=hunter2@redis",
         "redis://:hunter2?hunter2@redis:6379/0",
         "redis://[hunter2@redis:6379/0",
+        "redis://user:p@hunter2/hunter2@redis:6379/0",
+        "redis://user:12#hunter2@redis:6379/0",
         "redis://user:hunter2\N{FULLWIDTH NUMBER SIGN}@redis:6379/0",
     ],
 )
@@ -41,6 +46,17 @@ def test_an_address_that_would_be_misread_is_refused_without_repeating_it(url: s
     with pytest.raises(ValueError, match=r"\w") as caught:
         tls_options(url)
     assert "hunter2" not in str(caught.value)
+
+
+@given(st.text(st.sampled_from("ab12/?#@:%[]&=\\ \u2100é"), min_size=1, max_size=12))
+def test_whatever_a_password_holds_the_host_is_the_right_one_or_the_address_is_refused(password: str) -> None:
+    url = f"redis://user:{password}@redis.example:6379/0"
+    try:
+        assert tls_options(url) is None
+    except ValueError:
+        return
+    read = parse_url(url)
+    assert (read["host"], read["port"], read["db"]) == ("redis.example", 6379, 0)
 
 
 @pytest.mark.parametrize("name", ["REDIS_URL", "DATABASE_URL"])
