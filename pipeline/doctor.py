@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sqlalchemy import func, select, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pipeline.checks.disk import check_disk
 from pipeline.checks.findings import Finding, failed, ok, warning
@@ -67,12 +67,12 @@ def _postgresql(settings: Settings) -> Iterator[Finding]:
             server = conn.execute(text("SHOW server_version")).scalar_one()
             found = [*check_postgres(conn)]
         current, wanted = revisions(settings.database_url.get_secret_value())
-    except SQLAlchemyError:
+    except SQLAlchemyError as error:
         url = get_engine().url
         yield failed(
             "postgresql",
-            f"{url.host}:{url.port} does not let us in",
-            f"Start it, and check host, user and password in {PREFIX}DATABASE_URL.",
+            f"{url.host}:{url.port} does not let us in ({_reason(error)})",
+            f"Start it, and check host, user, password and certificates in {PREFIX}DATABASE_URL.",
         )
         return
     yield from found
@@ -81,6 +81,13 @@ def _postgresql(settings: Settings) -> Iterator[Finding]:
         return
     yield ok("postgresql", f"{server}, schema {current}")
     yield from _models_and_groups()
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """The last line that is no question back; where a host has several addresses, there is one for each."""
+    text = str(error.orig if isinstance(error, DBAPIError) else error)
+    lines = [line for line in text.splitlines() if line and not line[0].isspace()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _models_and_groups() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from redis.retry import Retry
 
 from pipeline.checks.findings import Finding, failed, ok, warning
 from pipeline.settings import PREFIX, get_settings
+from pipeline.telemetry.logs import summarize_error
 
 #: One that takes longer to answer slows every ticket down, in seconds.
 _PING_SECONDS: Final = 0.05
@@ -33,7 +34,7 @@ def check_redis(ping_seconds: float = _PING_SECONDS) -> Iterator[Finding]:
             wrong = [*_redis(client, ping_seconds)]
             version = client.info("server")["redis_version"]
     except RedisError as error:
-        yield failed("redis", f"no answer ({type(error).__name__})", f"Start it, and check {PREFIX}REDIS_URL.")
+        yield failed("redis", f"no answer ({summarize_error(error)})", f"Start it, and check {PREFIX}REDIS_URL.")
         return
     yield ok("redis", str(version))
     yield from wrong

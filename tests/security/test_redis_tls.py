@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def answers() -> bool:
         queue_lengths(["control"])
     except OperationalError:
         assert redis.verdict is Verdict.FAILED
+        assert re.search(r"\(.*: .+\)$", redis.detail), "an operator is told why"
         return False
     assert redis.verdict is Verdict.OK
     return True

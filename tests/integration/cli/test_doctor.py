@@ -68,6 +68,7 @@ def test_what_is_wrong_is_said_with_what_to_do_and_is_exit_code_1(settings: pyte
     assert [line.split()[1] for line in failed] == ["postgresql:", "redis:", "storage:", "model"]
     assert "RYZANSTEIN_DATABASE_URL" in failed[0]
     assert "RYZANSTEIN_REDIS_URL" in failed[1]
+    assert all("refused" in line for line in failed[:2]), "the reason is said"
     assert "no config.json" in failed[3]
     assert "hunter2" not in result.output
 
