@@ -21,6 +21,19 @@ import psycopg
 import redis
 from stacks import RunningStack
 
+from pipeline.celery import (
+    BROKER_ERRORS,
+    CANCEL,
+    CONTROL_QUEUE,
+    FINALIZE,
+    GENERATE,
+    PREPARE,
+    PROMPT_OPTIONS,
+    app,
+    generate_queue,
+    queue,
+)
+
 #: How long the harness itself waits for a server that may be frozen, in seconds.
 _PATIENCE = 2.0
 #: Connections of the stack, and not the harness's.
@@ -128,6 +141,38 @@ class ConnectionsCut(Fault):
         return num_cut > 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class MessagesDoubled(Fault):
+    """Tickets for nothing, and every message about every batch once more, whether or not it is its time."""
+
+    num_tickets: int = 20
+
+    def inject(self, stack: RunningStack, rng: Random) -> bool:
+        with contextlib.suppress(psycopg.Error, *BROKER_ERRORS), connect(stack) as conn:
+            batches = [batch_id for (batch_id,) in conn.execute("SELECT id FROM batches ORDER BY id DESC LIMIT 10")]
+            messages = [(GENERATE, generate_queue("tiny"), "tiny")] * self.num_tickets
+            messages += [(task, CONTROL_QUEUE, one) for one in batches for task in (PREPARE, FINALIZE, CANCEL)]
+            with app.connection_for_write(stack.report["redis_url"], transport_options=PROMPT_OPTIONS) as broker:
+                for task, name, argument in messages:
+                    app.send_task(task, args=[argument], queue=queue(name), connection=broker, ignore_result=True)
+            return True
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsLocked(Fault):
+    """Somebody locks rows of the batches, and then their slices: the other way round than the service does."""
+
+    def inject(self, stack: RunningStack, rng: Random) -> bool:
+        num_locked = 0
+        # It may be this one that has to give way.
+        with contextlib.suppress(psycopg.OperationalError), connect(stack) as conn, conn.transaction():
+            num_locked = len(conn.execute("SELECT id FROM batches FOR UPDATE").fetchall())
+            time.sleep(rng.uniform(0.1, 0.5))
+            conn.execute("SELECT FROM slices FOR UPDATE")
+        return num_locked > 0
+
+
 def connect(stack: RunningStack) -> psycopg.Connection[tuple[Any, ...]]:
     """A connection of the harness's own, which no fault here looks for."""
     return psycopg.connect(
@@ -217,6 +262,8 @@ def stack_faults(num_groups: int = 2) -> Iterator[Fault]:
     )
     yield RedisCommand(name="redis connections cut", begin=("CLIENT", "KILL", "TYPE", "normal"), weight=2.0)
     yield RedisCommand(name="redis subscriptions cut", begin=("CLIENT", "KILL", "TYPE", "pubsub"))
+    yield MessagesDoubled(name="messages doubled", weight=2.0)
+    yield RowsLocked(name="rows locked the wrong way round", weight=1.0)
     yield _killed("postgres", 0.5)
     yield Signalled(name="postgres stopped at once", process="postgres", sig=signal.SIGQUIT, weight=0.5)
     yield Signalled(name="postgres stopped in order", process="postgres", sig=signal.SIGINT, weight=0.5)

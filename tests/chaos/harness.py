@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import openai
 import psycopg
-from batch_jobs import FINAL, check_complete, lines_of, submit, wait_for_batch
+from batch_jobs import FINAL, chat_line, check_complete, lines_of, submit, wait_for_batch
 from faults import connect
+from real_group import MODEL, RealGroup
 from schedules import Event, Schedule
 from stacks import RunningStack
 
@@ -35,6 +36,8 @@ SHORT_LEASES = {
     "RYZANSTEIN_ECHO_TOKENS_PER_SECOND": "500",
 }
 TENANTS = ("north", "south")
+#: Of a schedule, for the real engine, beside the others.
+REAL_REQUESTS = 10
 
 #: A fault that waits for progress goes off all the same when there was none for so long.
 _STALLED_SECONDS = 3.0
@@ -69,8 +72,10 @@ class Report:
     """What came of one schedule."""
 
     seed: int
+    #: Of all of its batches.
     num_requests: int
-    #: More than two where an answer to a submission was lost and the client submitted again.
+    #: One of each tenant, and one for the real engine if there is one; more where an answer to a submission was lost
+    #: and the client submitted again.
     num_batches: int
     seconds: float
     hits: tuple[Hit, ...]
@@ -81,9 +86,10 @@ class Report:
 
 @dataclass
 class Chaos:
-    """A running stack and its two tenants."""
+    """A running stack and its two tenants; and a group with a real engine, if there is one."""
 
     stack: RunningStack
+    real_group: RealGroup | None = None
     clients: dict[str, openai.OpenAI] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,6 +110,8 @@ class _Run:
     #: Threads that end a fault when its time has come, even while this thread waits for a frozen server.
     healers: list[threading.Thread] = field(default_factory=list)
     batches: dict[str, list[str]] = field(default_factory=dict)
+    #: Of the batches for the real engine, which the first tenant submits.
+    real_batches: list[str] = field(default_factory=list)
     progress: _Progress = field(init=False)
 
     def run(self) -> Report:
@@ -122,7 +130,7 @@ class _Run:
             self.progress.close()
         return Report(
             seed=self.schedule.seed,
-            num_requests=self.schedule.num_requests,
+            num_requests=sum(len(self._lines_of(batch_id)) for ids in self.batches.values() for batch_id in ids),
             num_batches=sum(map(len, self.batches.values())),
             seconds=round(time.monotonic() - began, 2),
             hits=tuple(self.hits),
@@ -138,7 +146,10 @@ class _Run:
         while pending and pending[0].after == 0:
             self._inject(pending.popleft(), 0, rng)
         for tenant, client in self.chaos.clients.items():
-            self.batches[tenant] = self._submit(client)
+            self.batches[tenant] = self._submit(client, self._lines())
+            if self.chaos.real_group is not None and not self.real_batches:
+                self.real_batches = self._submit(client, self._real_lines())
+                self.batches[tenant] = [*self.batches[tenant], *self.real_batches]
         all_ids = [batch_id for ids in self.batches.values() for batch_id in ids]
 
         deadline = time.monotonic() + _END_SECONDS
@@ -160,10 +171,10 @@ class _Run:
                 )
             time.sleep(_LOOK_SECONDS)
 
-    def _submit(self, client: openai.OpenAI) -> list[str]:
+    def _submit(self, client: openai.OpenAI, lines: list[dict[str, Any]]) -> list[str]:
         """One batch, or more: where the answer to a submission was lost, both are accepted and must end well."""
         tag = {"schedule": f"{self.schedule.seed}-{time.time_ns()}"}
-        first = _persistently(lambda: submit(client, self._lines(), metadata=tag).id)
+        first = _persistently(lambda: submit(client, lines, metadata=tag).id)
         ids = _persistently(lambda: _tagged(client, tag))
         if first not in ids:
             raise Violation(f"The batch {first} was accepted, and is not there.")
@@ -171,6 +182,15 @@ class _Run:
 
     def _lines(self) -> list[dict[str, Any]]:
         return lines_of(self.schedule.num_requests // len(TENANTS), **self.body)
+
+    def _lines_of(self, batch_id: str) -> list[dict[str, Any]]:
+        return self._real_lines() if batch_id in self.real_batches else self._lines()
+
+    def _real_lines(self) -> list[dict[str, Any]]:
+        return [
+            chat_line(f"real-{number}", f"number {number}", model=MODEL, max_tokens=16, ignore_eos=True)
+            for number in range(REAL_REQUESTS)
+        ]
 
     def _inject(self, event: Event, num_outcomes: int, rng: Random) -> None:
         was_hit = event.fault.inject(self.chaos.stack, rng)
@@ -196,7 +216,8 @@ class _Run:
 
     def _check_batch(self, client: openai.OpenAI, batch_id: str) -> None:
         batch = wait_for_batch(client, batch_id, lambda batch: batch.status in FINAL)
-        _persistently(lambda: check_complete(self.chaos.stack, batch, self._lines(), client))
+        lines = self._lines_of(batch_id)
+        _persistently(lambda: check_complete(self.chaos.stack, batch, lines, client))
 
 
 class _Progress:
@@ -252,14 +273,19 @@ def _persistently(work: Callable[[], T], limit: float = 60.0) -> T:
 
 
 @contextlib.contextmanager
-def running(folder: Path, model: Path, *options: str, **env: str) -> Iterator[Chaos]:
+def running(folder: Path, model: Path, *options: str, has_real_group: bool = False, **env: str) -> Iterator[Chaos]:
     """A stack that is audited in the end, taken down, and has left no process behind."""
     stack = RunningStack(folder, model, options, {**SHORT_LEASES, **env})
+    real_group = RealGroup(stack) if has_real_group else None
     try:
         stack.up()
-        yield Chaos(stack)
+        if real_group is not None:
+            real_group.start()
+        yield Chaos(stack, real_group)
         check_at_rest(stack)
     finally:
+        if real_group is not None:
+            real_group.stop()
         stack.end()
 
 

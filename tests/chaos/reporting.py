@@ -17,7 +17,7 @@ def summarize(reports: Sequence[Report]) -> str:
     seconds = sorted(report.seconds for report in reports)
     hits = Counter(hit.fault for report in reports for hit in report.hits if hit.was_hit)
     num_batches = sum(report.num_batches for report in reports)
-    num_requests = sum(report.num_batches * (report.num_requests // 2) for report in reports)
+    num_requests = sum(report.num_requests for report in reports)
     lines = [
         "| what | number |",
         "| --- | --- |",

@@ -22,6 +22,7 @@ from faults import Fault, stack_faults
 from harness import Chaos, Report, Violation, running
 from memory import MemoryWatch
 from model_folders import random_llama
+from real_group import real_faults
 from reporting import summarize
 from schedules import Schedule
 
@@ -62,9 +63,13 @@ def _soak(options: argparse.Namespace, folder: Path) -> tuple[list[Report], Memo
             if number % options.restart_every == 0:
                 stacks.close()  # its data stay, and the next one goes on with them
                 arguments = ("--engine", options.engine, "--groups", str(options.groups))
-                chaos = stacks.enter_context(running(folder / "stack", model, *arguments, **env))
+                chaos = stacks.enter_context(
+                    running(folder / "stack", model, *arguments, has_real_group=bool(faults), **env)
+                )
                 if memory is not None:
                     memory.watch(chaos.stack)
+            if chaos.real_group is not None:
+                chaos.real_group.refresh()
             reports.append(_run(chaos, seed, faults, options))
             if memory is not None:
                 memory.look()
@@ -103,7 +108,7 @@ def _run(chaos: Chaos, seed: int, faults: list[Fault], options: argparse.Namespa
 
 
 def _chosen(names: str) -> list[Fault]:
-    faults = list(stack_faults())
+    faults = [*stack_faults(), *real_faults()]
     if names == "all":
         return faults
     wanted = [] if names == "none" else names.split(",")

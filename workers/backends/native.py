@@ -31,8 +31,6 @@ log = structlog.get_logger(__name__)
 
 #: How often the ranks are looked at while they say nothing, in seconds.
 WATCH_SECONDS = 0.25
-#: How often to look for ranks that a signal stopped, in seconds; the second look in a row counts.
-STOPPED_SECONDS = 1.0
 #: A look that comes later than this finds that this process was stopped, or its machine, in seconds.
 PAUSE_SECONDS = 2.0
 #: Wait before a restart: none after the first crash of the window, then this, doubling up to the largest, in seconds.
@@ -199,7 +197,7 @@ class NativeEngine:
 
     def _watch(self, ranks: Ranks) -> str | None:
         """Serve the ranks until they crash, and return why; None when the engine is to stop."""
-        seen_at = looked_at = time.monotonic()
+        seen_at = time.monotonic()
         while not self._is_stopping.is_set():
             self._take(ranks.receive(WATCH_SECONDS))
             if ranks.has_failed:
@@ -212,10 +210,8 @@ class NativeEngine:
                 with self._changed:
                     self._progressed_at = now
             seen_at = now
-            if now - looked_at >= STOPPED_SECONDS:
-                looked_at = now
-                if (rank := ranks.find_stopped()) is not None:
-                    return f"rank {rank} (process {ranks.pids[rank]}) was stopped by a signal"
+            if (rank := ranks.find_stopped()) is not None:
+                return f"rank {rank} (process {ranks.pids[rank]}) was stopped by a signal"
             if self._seconds_without_progress(now) > (deadline := self._step_deadline()):
                 ranks.dump_stacks()
                 return f"no step ended within {deadline:g} seconds (setting step_seconds)"

@@ -34,6 +34,8 @@ KILL_SECONDS = 5.0
 #: How long the stacks of hanging ranks may take to be written, in seconds.
 DUMP_SECONDS = 0.3
 _POLL_SECONDS = 0.2
+#: How often to look for ranks that a signal stopped, in seconds; the second look in a row counts.
+STOPPED_SECONDS = 1.0
 
 
 class Ranks:
@@ -53,6 +55,7 @@ class Ranks:
         self._ended: dict[int, Failed | None] = {}
         self._unread: list[FromRank] = []
         self._stopped_before: set[int] = set()
+        self._looked_at = time.monotonic()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send_all, name="rank-sender", daemon=True)
         lifeline, self._lifeline_writer = os.pipe()
@@ -118,6 +121,8 @@ class Ranks:
                     return message
             if self.has_failed:
                 raise EngineStartError(self.diagnose())
+            if (rank := self.find_stopped()) is not None:
+                raise EngineStartError(f"Rank {rank} (process {self.pids[rank]}) was stopped by a signal.")
             if is_cancelled.is_set():
                 raise EngineStartError("The engine was stopped while it started.")
         self.dump_stacks()
@@ -193,7 +198,14 @@ class Ranks:
         return None
 
     def find_stopped(self) -> int | None:
-        """A rank that was stopped by a signal, at this call and at the one before; None if there is none."""
+        """A rank that was stopped by a signal, at this look and at the one before; None if there is none.
+
+        Call it as often as you like: a look comes every `STOPPED_SECONDS`.
+        """
+        now = time.monotonic()
+        if now < self._looked_at + STOPPED_SECONDS:
+            return None
+        self._looked_at = now
         stopped = {rank for rank, process in enumerate(self._processes) if _is_stopped(process.pid)}
         both, self._stopped_before = stopped & self._stopped_before, stopped
         return min(both, default=None)

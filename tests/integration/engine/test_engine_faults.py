@@ -125,6 +125,17 @@ def test_a_stopped_rank_is_noticed_long_before_the_step_deadline(start: Callable
     wait_for_state(engine, EngineState.READY)
 
 
+def test_a_rank_that_is_stopped_while_it_starts_is_noticed_and_replaced(start: Callable[..., NativeEngine]) -> None:
+    engine = start()
+    before = engine.health().rank_pids
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: len(rank_children()) == 2 and not set(rank_children()) & set(before), "the next ranks")
+    os.kill(rank_children()[0], signal.SIGSTOP)
+    wait_until(lambda: "stopped by a signal" in (engine.health().reason or ""), "the stop to be noticed")
+    wait_for_state(engine, EngineState.READY)
+    assert answer(engine, make_request("next", PROMPT))["next"].status is OutcomeStatus.FINISHED
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_hangs_is_noticed_by_the_step_deadline(
     start: Callable[..., NativeEngine], monkeypatch: pytest.MonkeyPatch, rank: int
