@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 from certificates import Authority, Certificate
 from tls_fronts import tls_front
 
-from pipeline.embedded import EmbeddedPostgres, EmbeddedRedis, _run_as, new_password
-from pipeline.processes import free_port
+from pipeline.embedded import EmbeddedPostgres, EmbeddedRedis, new_password
+from pipeline.processes import free_port, wait_until
 
 #: The name in the servers' certificates; they listen on 127.0.0.1, which it stands for.
 HOST = "localhost"
@@ -96,14 +97,7 @@ def secure_postgres(
 ) -> Iterator[SecureServer]:
     """With `programs`, those with TLS of their own."""
     folder.mkdir()
-    settings = {}
-    if programs is not None:
-        key = _own_copy(certificate.key, folder)
-        settings = {"ssl": "on", "ssl_cert_file": str(_own_copy(certificate.path, folder)), "ssl_key_file": str(key)}
-        settings["ssl_ca_file"] = str(_own_copy(authority.path, folder))
-    server = EmbeddedPostgres(
-        folder / "data", new_password(), folder / "postgres.log", fsync=False, settings=settings, programs=programs
-    )
+    server = EmbeddedPostgres(folder / "data", new_password(), folder / "postgres.log", fsync=False, programs=programs)
     server.start()
     try:
         with contextlib.ExitStack() as stack:
@@ -111,18 +105,30 @@ def secure_postgres(
             if programs is None:
                 context = _server_context(authority, certificate, wants_clients=False)
                 tls_port = stack.enter_context(tls_front(server.port, context, speaks_postgresql=True))
+            else:
+                _switch_tls_on(server, authority, certificate)
             yield SecureServer(tls_port, server.url, server.password)
     finally:
         server.stop()
 
 
-def _own_copy(path: Path, folder: Path) -> Path:
-    """One that PostgreSQL takes: it is its user's, and nobody else's."""
-    copy = Path(shutil.copy(path, folder))
-    copy.chmod(0o600)
-    if (run_as := _run_as()) is not None:
-        os.chown(copy, run_as.pw_uid, run_as.pw_gid)
-    return copy
+def _switch_tls_on(server: EmbeddedPostgres, authority: Authority, certificate: Certificate) -> None:
+    owner = server.folder.stat()
+    files = {"ssl_cert_file": certificate.path, "ssl_key_file": certificate.key, "ssl_ca_file": authority.path}
+    with psycopg.connect(server.url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as conn:
+        for name, path in files.items():
+            copy = Path(shutil.copy(path, server.folder))
+            copy.chmod(0o600)  # it takes no key that others may read
+            os.chown(copy, owner.st_uid, owner.st_gid)
+            conn.execute(f"ALTER SYSTEM SET {name} = '{copy}'")
+        conn.execute("ALTER SYSTEM SET ssl = on")
+        conn.execute("SELECT pg_reload_conf()")
+
+    def is_on() -> bool:
+        with psycopg.connect(server.url.replace("postgresql+psycopg", "postgresql")) as conn:
+            return conn.execute("SHOW ssl").fetchone() == ("on",)
+
+    wait_until(is_on, what="TLS of PostgreSQL", timeout=10, process=server.process)
 
 
 def _server_context(authority: Authority, certificate: Certificate, wants_clients: bool) -> ssl.SSLContext:

@@ -26,7 +26,7 @@ class Watcher:
         self._look = look
         self._every = every_seconds
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self.seen: set[bytes] = set()
 
     def _watch(self) -> None:
@@ -55,7 +55,7 @@ class RedisTraffic:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._thread = threading.Thread(target=self._watch)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._is_listening = threading.Event()
         self._mark = os.urandom(8).hex()
         self.commands: list[bytes] = []
