@@ -47,6 +47,7 @@ def make_engine(database_url: str, pool_size: int = _POOL_SIZE) -> Engine:
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,  # ms; what is sent to a host that is gone would be waited for many minutes
             "target_session_attrs": "read-write",
             "application_name": "ryzanstein",
         },
