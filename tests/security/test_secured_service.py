@@ -1,4 +1,4 @@
-"""The whole service as an operator would lock it up: TLS to both servers, and a Redis user who may do little."""
+"""The whole service as an operator would lock it up: TLS to both servers, and users of theirs who may do little."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psycopg
 import pytest
 import redis
 from batch_jobs import chat_line, read_lines, submit, wait_for_end
@@ -100,9 +101,12 @@ def service(
     with secure_postgres(
         servers_folder / "postgres-service", authority, certificate, programs=postgres_with_tls()
     ) as postgres:
+        with psycopg.connect(postgres.plain_url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as admin:
+            admin.execute(f"CREATE ROLE service LOGIN PASSWORD '{PASSWORD}'")
+            admin.execute("CREATE DATABASE service OWNER service")
         settings = {
-            "DATABASE_URL": f"postgresql+psycopg://ryzanstein:{postgres.password}@{HOST}:{postgres.tls_port}"
-            f"/ryzanstein?sslmode=verify-full&sslrootcert={authority.path}",
+            "DATABASE_URL": f"postgresql+psycopg://service:{PASSWORD}@{HOST}:{postgres.tls_port}"
+            f"/service?sslmode=verify-full&sslrootcert={authority.path}",
             "REDIS_URL": f"rediss://ryzanstein:{PASSWORD}@{HOST}:{redis_server_with_users.tls_port}"
             f"/0?ssl_ca_certs={authority.path}",
             "GATEWAY_PORT": free_port(),
@@ -123,7 +127,7 @@ def service(
             get_engine().dispose()
 
 
-def test_a_batch_runs_over_tls_with_a_redis_user_who_may_do_little(
+def test_a_batch_runs_over_tls_with_users_who_may_do_little(
     service: Service, redis_server_with_users: SecureServer
 ) -> None:
     service.wait_until_ready()
