@@ -74,6 +74,14 @@ class Decoder(nn.Module):
         logits: Tensor = self.head(hidden)
         return logits
 
+    def greatest(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> as `Kernels.greatest` of `logits` on rank 0, [0] on the others. All ranks call it.
+
+        With several ranks it is far less to exchange than logits.
+        """
+        greatest: Tensor = self.head.greatest(hidden, self.kernels, self.sharding.vocabulary)
+        return greatest
+
     def use(self, kernels: Kernels) -> None:
         """Compute with these from now on. The weights are theirs then: nothing can be trained or saved any more."""
         self.kernels = kernels

@@ -73,6 +73,32 @@ class Head(nn.Module):
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return whole[:, : self._vocab_size]
 
+    def greatest(self, hidden: Tensor, kernels: Kernels, entries: range) -> Tensor:
+        """[rows, hidden] -> as `Kernels.greatest` of the whole logits on rank 0, [0] on the others.
+
+        `entries` are those of the vocabulary that this rank has. Logits stay where they are computed: the ranks
+        exchange one number and its entry for each row.
+        """
+        mine = self._project(hidden)[:, : len(entries)].contiguous()
+        if len(entries) == 0:
+            first, values = (
+                torch.zeros(len(mine), dtype=torch.int64, device=mine.device),
+                mine.new_full((len(mine),), -torch.inf),
+            )
+        else:
+            first = kernels.greatest(mine)
+            values = mine.gather(1, first.clamp(min=0).unsqueeze(1)).squeeze(1)
+        # Doubles hold both: logits are floats, and entries are far below 2^53.
+        found = torch.stack([values.double(), torch.where(first < 0, -1, first + entries.start).double()])
+        parts = self._communicator.gather(found)
+        if not parts:
+            return first[:0]
+        of_ranks = torch.stack(parts)  # [ranks, 2, rows]
+        values, ids = of_ranks[:, 0], of_ranks[:, 1].long()
+        # The first of equals is that of the lowest rank, whose entries come first.
+        whole = ids.gather(0, values.nan_to_num(-torch.inf).argmax(dim=0, keepdim=True)).squeeze(0)
+        return torch.where((ids < 0).any(dim=0), -1, whole)
+
     def _project(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> this rank's entries [rows, num_vocabulary_rows] float32."""
         if self._projection is not None:

@@ -115,6 +115,8 @@ class Step(Message, frozen=True, kw_only=True):
     block_tables: list[list[int]]
     #: Whether the logits of the last token are wanted.
     samples: list[bool]
+    #: Whether the likeliest token is all that is wanted of every row.
+    is_plain: bool = False
 
 
 ToRank = Start | Submit | Abort | Shutdown

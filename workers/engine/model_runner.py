@@ -15,6 +15,7 @@ from models.decoder import Decoder
 from models.layers.attention import KVCache, StepMetadata
 from workers.engine.cache_memory import CacheMemory
 from workers.engine.messages import Channel, FromFollower, Shutdown, Step, ToFollower, encode
+from workers.engine.sampler import is_plain
 from workers.engine.scheduler import Plan
 
 
@@ -33,6 +34,7 @@ def make_step(plan: Plan) -> Step:
         prompt_lengths=[entry.sequence.num_prompt_tokens for entry in plan.scheduled],
         block_tables=[entry.sequence.block_table for entry in plan.scheduled],
         samples=[entry.samples for entry in plan.scheduled],
+        is_plain=all(is_plain(entry.sequence) for entry in plan.scheduled if entry.samples),
     )
 
 
@@ -44,11 +46,14 @@ class ModelRunner:
         self._cache = cache
         self._device = device
         self.cache_memory = cache_memory
+        #: What `run` returned last in place of logits, and the likeliest tokens of its rows.
+        self._known: tuple[Tensor, Tensor] | None = None
 
     def run(self, step: Step) -> Tensor:
         """Compute the step's tokens, and the logits of those that sample.
 
-        Returns [sampling sequences, vocab_size] float32 on rank 0, and no rows on the others.
+        Returns [sampling sequences, vocab_size] float32 on rank 0, and no rows on the others. With several ranks and
+        a plain step the rows are empty, and `greatest` knows what is wanted of them.
         """
         with self.cache_memory.untouched() if self.cache_memory is not None else nullcontext():
             return self._run(step)
@@ -76,11 +81,17 @@ class ModelRunner:
         )
         if not any(step.samples):
             return torch.empty(0, self._decoder.config.vocab_size, device=self._device)
+        if step.is_plain and self._decoder.sharding.world_size > 1:
+            likeliest = self._decoder.greatest(hidden)
+            self._known = torch.empty(len(likeliest), 0), likeliest
+            return self._known[0]
         logits: Tensor = self._decoder.logits(hidden)
         return logits
 
     def greatest(self, logits: Tensor) -> Tensor:
         """As `Kernels.greatest`, of what `run` returned."""
+        if self._known is not None and logits is self._known[0]:
+            return self._known[1]
         return self._decoder.kernels.greatest(logits)
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:

@@ -40,7 +40,7 @@ def sample(
     """
     likeliest: list[int] = greatest(logits).tolist()
     samples = [Sample(token_id) if token_id >= 0 else None for token_id in likeliest]
-    rows = [row for row, sequence in enumerate(sequences) if likeliest[row] >= 0 and not _is_plain(sequence)]
+    rows = [row for row, sequence in enumerate(sequences) if likeliest[row] >= 0 and not is_plain(sequence)]
     if rows:
         at, chosen_from = _index(rows, logits), [sequences[row] for row in rows]
         for row, one in zip(rows, _choose(logits[at], chosen_from), strict=True):
@@ -48,7 +48,7 @@ def sample(
     return samples
 
 
-def _is_plain(sequence: Sequence) -> bool:
+def is_plain(sequence: Sequence) -> bool:
     """Whether the likeliest token is all that is asked for."""
     params = sequence.params
     return (
