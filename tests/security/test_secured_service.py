@@ -162,8 +162,8 @@ def test_that_user_reaches_nothing_else(redis_server_with_users: SecureServer) -
     _, _, address = redis_server_with_users.plain_url.rpartition("@")
     with redis.Redis.from_url(f"redis://ryzanstein:{PASSWORD}@{address}") as client:
         assert client.ping()
-        client.lpush("ryzanstein:control", "a message")
-        assert client.rpop("ryzanstein:control") == b"a message"
+        client.lpush("ryzanstein:of-a-test", "a message")
+        assert client.rpop("ryzanstein:of-a-test") == b"a message"
         for command in (
             ("GET", "another:key"),
             ("LPUSH", "another:queue", "x"),
