@@ -136,8 +136,11 @@ def _noun(kind: str) -> str:
 
 
 def _value_at(data: bytes | msgspec.Raw, path: str | None) -> Any:
-    """The value of a field of the outermost object; None where it is deeper."""
-    fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    """The value of a field of the outermost object; None where it is deeper, or where what follows it is no JSON."""
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
     raw = fields.get((path or "").removeprefix("."))
     return None if raw is None or len(bytes(raw)) > 32 else msgspec.json.decode(raw)
 
