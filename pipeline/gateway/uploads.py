@@ -185,9 +185,8 @@ class UploadForm:
                 raise invalid("file", "Send one file at a time.")
             self._filename = _clean(options[b"filename"])
         elif self._part not in _FIELDS:
-            raise invalid(
-                self._part[:64] or None, f"Unknown parameter: '{_clean(self._part)[:64]}'.", "unknown_parameter"
-            )
+            shown = _CONTROL.sub("", self._part)[:64]
+            raise invalid(shown or None, f"Unknown parameter: '{shown}'.", "unknown_parameter")
         elif self._part in self._fields:
             raise invalid(self._part, f"'{self._part}' was sent twice.")
 

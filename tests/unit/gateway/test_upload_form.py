@@ -91,3 +91,12 @@ def test_noise_is_a_mistake_of_the_client_and_no_crash(noise: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         read([b"--edge\r\n" + noise, os.urandom(5)])
     assert caught.value.status == 400
+
+
+def test_an_unknown_field_is_named_without_control_characters() -> None:
+    with pytest.raises(ApiError) as caught:
+        read(
+            [b'--edge\r\nContent-Disposition: form-data; name="up\0to/you' + b"x" * 100 + b'"\r\n\r\n1\r\n--edge--\r\n']
+        )
+    assert caught.value.param == "upto/you" + "x" * 56
+    assert "\0" not in caught.value.message
