@@ -1,4 +1,4 @@
-"""The reader and checker of lines, fuzzed by coverage: atheris finds the bytes that reach code not reached before."""
+"""The readers of lines and of uploads, fuzzed by coverage: atheris looks for bytes that reach what none has reached."""
 
 from __future__ import annotations
 
@@ -8,55 +8,99 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from budget import Budget
 
-BODIES = {
-    0: {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "stop": ["x"], "n": 2},
-    1: {"model": "tiny", "prompt": [1, 2], "logit_bias": {"5": -1.5}, "seed": -1, "top_p": 0.5, "user": None},
-}
-URLS = {0: "/v1/chat/completions", 1: "/v1/completions"}
+#: By the byte that chooses it: an endpoint.
+ENDPOINTS = {0: "/v1/chat/completions", 1: "/v1/completions"}
+#: What the first changes are made to.
+BODIES: list[tuple[int, dict[str, Any]]] = [
+    (0, {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "stop": ["x"], "n": 2}),
+    (0, {"model": "m", "messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}], "name": "b"}]}),
+    (0, {"model": "m", "messages": [{"role": "tool", "content": None, "tool_calls": [1]}], "stream": True}),
+    (0, {"model": "m", "messages": [], "logprobs": True, "top_logprobs": 21, "tools": [{}], "response_format": {}}),
+    (1, {"model": "m", "prompt": [1, 2], "logit_bias": {"5": -1.5}, "seed": -1, "top_p": 0.5, "user": None}),
+    (1, {"model": "m", "prompt": "x", "logit_bias": {"-5": 101}, "temperature": 3, "best_of": 2, "metadata": {"a": 1}}),
+    (1, {"model": "m", "prompt": ["x", "y"], "n": 1.5, "stop": "\0", "max_tokens": 10**30, "unknown": 1}),
+]
+#: As a form, in parts of which each has a name, more about it, and a content.
+UPLOADS: list[list[tuple[str, str, str]]] = [
+    [("purpose", "", "batch"), ("file", '; filename="a.jsonl"', "{}")],
+    [("file", "; filename*=UTF-8''a%ff", "x" * 50), ("expires_after[anchor]", "", "created_at")],
+    [("expires_after[seconds]", "", "3600"), ("other", "", "1"), ("purpose", "", "vision")],
+]
+#: At least this much of the code is reached, or something is wrong with the fuzzer.
+LEAST_COVERAGE = 150
 
 
 def write_corpus(folder: Path) -> Path:
-    """What the first changes are made to."""
     folder.mkdir()
-    for kind, body in BODIES.items():
-        line = json.dumps({"custom_id": "a", "method": "POST", "url": URLS[kind], "body": body})
-        (folder / f"good-{kind}").write_bytes(bytes([kind]) + line.encode() + b"\n")
+    for number, (kind, body) in enumerate(BODIES):
+        line = json.dumps({"custom_id": "a", "method": "POST", "url": ENDPOINTS[kind], "body": body})
+        (folder / f"body-{number}").write_bytes(bytes([kind]) + line.encode() + b"\n")
+    for number, parts in enumerate(UPLOADS):
+        form = "".join(
+            f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n{content}\r\n'
+            for name, more, content in parts
+        )
+        (folder / f"upload-{number}").write_bytes(b"\2" + form.encode() + b"--b--\r\n")
     (folder / "odd").write_bytes(b'\0\xef\xbb\xbf{"custom_id":"\\ud800","body":{"n":1e999}}\r\n\n[1]\n"\\u0000"\n')
     return folder
 
 
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed: the extra `fuzz`")
+def write_dictionary(path: Path) -> Path:
+    """The names that are looked for, so that they need not be found letter by letter."""
+    names = sorted({name for _, body in BODIES for name in body} | {"custom_id", "method", "url", "body", "POST"})
+    odd = [
+        "\\xff",
+        "\\\\ud800",
+        "\\\\u0000",
+        "1e999",
+        "null",
+        "[[[[",
+        "\\x0a",
+        "\\xef\\xbb\\xbf",
+        "-9223372036854775809",
+    ]
+    path.write_text("".join(f'"\\"{name}\\":"\n' for name in names) + "".join(f'"{text}"\n' for text in odd))
+    return path
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris has no wheel for this machine")
 def test_no_bytes_raise_anything_but_our_own_errors(tmp_path: Path, budget: Budget) -> None:
-    corpus = write_corpus(tmp_path / "corpus")
     target = Path(__file__).with_name("coverage_target.py")
     seconds = max(1, round(budget.seconds))
+    found = tmp_path / "found"
+    found.mkdir()
     number = next(budget.seeds())
+    options = {
+        "max_total_time": seconds,
+        "seed": number % 2**31,
+        "max_len": 4096,
+        "timeout": 10,
+        "rss_limit_mb": 2048,
+        "dict": write_dictionary(tmp_path / "dictionary"),
+        "artifact_prefix": f"{found}/",
+        "print_final_stats": 1,
+    }
     done = subprocess.run(
         [
             sys.executable,
             target,
-            f"-max_total_time={seconds}",
-            f"-seed={number % 2**31}",
-            "-max_len=4096",
-            "-timeout=10",
-            "-rss_limit_mb=2048",
-            f"-artifact_prefix={tmp_path}/",
-            "-print_final_stats=1",
-            str(corpus),
+            *(f"-{name}={value}" for name, value in options.items()),
+            write_corpus(tmp_path / "corpus"),
         ],
         capture_output=True,
         text=True,
         timeout=seconds + 120,
         check=False,
     )
-    found = [path.read_bytes() for path in tmp_path.iterdir() if path.is_file()]
-    assert done.returncode == 0, f"{found}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    units = re.search(r"stat::number_of_executed_units:\s+(\d+)", done.stderr + done.stdout)
-    assert units is not None, done.stderr[-2000:]
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, f"{[path.read_bytes() for path in found.iterdir()]}\n{said[-8000:]}"
+    units, coverage = re.search(r"executed_units:\s+(\d+)", said), re.findall(r"\bcov: (\d+)", said)
+    assert units is not None, said[-2000:]
     budget.num_inputs = int(units[1])
     budget.seconds_used_up()
-    assert budget.num_inputs > 100
+    assert max(map(int, coverage), default=0) >= LEAST_COVERAGE, said[-2000:]
