@@ -14,10 +14,11 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
+from jinja2 import Environment, TemplateSyntaxError
 
 from pipeline.errors import PipelineError
 from pipeline.tokenization.template_process import (
@@ -245,6 +246,11 @@ class _Process:
         return frame
 
 
+@cache
+def _reader() -> Environment:
+    return make_environment()
+
+
 def _check_syntax(source: str) -> None:
     """Raises ChatTemplateError. Reading costs little for what is short; compiling is left to the process."""
     if len(source) > MAX_SOURCE_CHARS:
@@ -252,10 +258,10 @@ def _check_syntax(source: str) -> None:
             f"The chat template has {len(source)} characters; no more than {MAX_SOURCE_CHARS} are read."
         )
     try:
-        make_environment().parse(source)
-    except jinja2.TemplateSyntaxError as error:
+        _reader().parse(source)
+    except TemplateSyntaxError as error:
         raise ChatTemplateError(f"The chat template is wrong in line {error.lineno}: {error.message}") from None
-    except (RecursionError, ValueError, ArithmeticError, TypeError) as error:  # its numbers and its nesting
+    except Exception as error:  # noqa: BLE001 - numbers with a thousand digits, nesting: what a reader did not foresee
         kind = type(error).__name__
         raise ChatTemplateError(
             f"The chat template can't be read ({kind}): it is nested too deeply, or has a number that is none."

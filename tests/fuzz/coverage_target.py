@@ -1,4 +1,4 @@
-"""What atheris calls with bytes that it changes so that they reach new code: the readers of lines and of uploads.
+"""What atheris calls with bytes that it changes so that they reach new code: readers of lines, uploads and templates.
 
 Run by `test_fuzz_coverage.py` in a process of its own, with libFuzzer's options.
 """
@@ -11,6 +11,8 @@ import sys
 from types import ModuleType
 
 import atheris
+import jinja2.lexer
+import jinja2.parser
 
 from pipeline.gateway import uploads
 from pipeline.gateway.errors import ApiError
@@ -21,6 +23,7 @@ from pipeline.schemas import bodies, invalid, messages, requests
 from pipeline.schemas.invalid import InvalidRequestError
 from pipeline.schemas.requests import BODIES, check_line, parse_body, parse_line, readable_custom_id
 from pipeline.settings import Settings
+from pipeline.tokenization.chat_template import ChatTemplate, ChatTemplateError
 
 ENDPOINTS = tuple(BODIES)
 VOCABULARY = 400
@@ -43,11 +46,13 @@ def read(content: bytes) -> None:
     """The first byte chooses who reads the rest. Whatever is raised but our own errors is a fault."""
     if not content:
         return
-    kind, content = content[0] % 3, content[1:]
+    kind, content = content[0] % 4, content[1:]
     if kind < len(ENDPOINTS):
         read_file(ENDPOINTS[kind], content)
-    else:
+    elif kind == 2:
         read_upload(content)
+    else:
+        read_template(content)
 
 
 def read_file(endpoint: str, content: bytes) -> None:
@@ -84,6 +89,14 @@ def read_upload(content: bytes) -> None:
         assert upload.filename
 
 
+def read_template(content: bytes) -> None:
+    """Only read: running it is for a process of its own."""
+    try:
+        ChatTemplate(content.decode(errors="replace"), {})
+    except ChatTemplateError as error:
+        check(str(error))
+
+
 def check(*texts: str) -> None:
     """What is written into SQL, or answered."""
     for text in texts:
@@ -93,9 +106,9 @@ def check(*texts: str) -> None:
 
 
 if __name__ == "__main__":
-    for module in (input_lines, bodies, invalid, messages, requests, uploads):
+    for module in (input_lines, bodies, invalid, messages, requests, uploads, jinja2.lexer, jinja2.parser):
         instrument(module)
-    for function in (read, read_file, read_upload):
+    for function in (read, read_file, read_upload, read_template):
         atheris.instrument_func(function)
     atheris.Setup(sys.argv, read)
     atheris.Fuzz()

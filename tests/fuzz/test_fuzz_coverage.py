@@ -1,4 +1,4 @@
-"""The readers of lines and of uploads, fuzzed by coverage: atheris looks for bytes that reach what none has reached."""
+"""The readers of lines, uploads and templates, fuzzed by coverage: atheris looks for bytes that reach new code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from budget import Budget
+from tokenizer_folders import ALTERNATING, CHATML
 
 #: By the byte that chooses it: an endpoint.
 ENDPOINTS = {0: "/v1/chat/completions", 1: "/v1/completions"}
@@ -32,7 +33,7 @@ UPLOADS: list[list[tuple[str, str, str]]] = [
     [("expires_after[seconds]", "", "3600"), ("other", "", "1"), ("purpose", "", "vision")],
 ]
 #: At least this much of the code is reached, or something is wrong with the fuzzer.
-LEAST_COVERAGE = 150
+LEAST_COVERAGE = 500
 
 
 def write_corpus(folder: Path) -> Path:
@@ -46,6 +47,8 @@ def write_corpus(folder: Path) -> Path:
             for name, more, content in parts
         )
         (folder / f"upload-{number}").write_bytes(b"\2" + form.encode() + b"--b--\r\n")
+    for number, template in enumerate((CHATML, ALTERNATING)):
+        (folder / f"template-{number}").write_bytes(b"\3" + template.encode())
     (folder / "odd").write_bytes(b'\0\xef\xbb\xbf{"custom_id":"\\ud800","body":{"n":1e999}}\r\n\n[1]\n"\\u0000"\n')
     return folder
 
