@@ -20,7 +20,7 @@ from pipeline.tokenization.chat_template import (
     RenderLimits,
 )
 
-LIMITS = RenderLimits(seconds=0.3, chars=100_000, bytes=512 * 1024**2)
+LIMITS = RenderLimits(seconds=0.2, chars=100_000, bytes=512 * 1024**2)
 MESSAGES = [{"role": "user", "content": "hi"}]
 #: Far more than the limits say, for a machine that is busy.
 PATIENCE_SECONDS = 30.0
