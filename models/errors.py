@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 #: What a message keeps of its beginning, which says what is wrong, and of its end, which says what to do.
 _KEPT_CHARS = (500, 200)
 
