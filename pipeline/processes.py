@@ -57,6 +57,11 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise PipelineError(f"No free port between {_PORTS.start} and {_PORTS.stop} on {host}.")
 
 
+def end_with_parent_thread(sig: signal.Signals) -> None:
+    """Have the kernel send this process `sig` when the thread that started it ends, even while it is stopped."""
+    _libc.prctl(_PR_SET_PDEATHSIG, sig)
+
+
 def spawn(
     argv: Sequence[str],
     *,
@@ -75,7 +80,7 @@ def spawn(
 
     def die_with_parent() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _libc.prctl(_PR_SET_PDEATHSIG, death_signal)
+        end_with_parent_thread(death_signal)
         if os.getppid() != parent:  # it ended before the line above
             os._exit(1)
 

@@ -28,6 +28,7 @@ from models.kernels.cpu.kernels import cpu_kernels
 from models.kernels.gpu.choice import gpu_kernels
 from models.kernels.interface import PLAIN, Kernels
 from models.layers.attention import KVCache
+from pipeline.processes import end_with_parent_thread
 from pipeline.tokenization import Tokenizer, TokenizerError
 from workers.communicator import Communicator, CommunicatorError, connect
 from workers.engine.block_manager import BlockManager
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peers", type=int, nargs="*", default=[], help="rank 0: pipes to the others; else: to rank 0")
     options = parser.parse_args(arguments)
     _set_signals()
+    end_with_parent_thread(signal.SIGKILL)
     threading.Thread(target=_exit_with_parent, args=(options.lifeline,), name="lifeline", daemon=True).start()
     parent: Channel[ToRank] = Channel(_connection(options.parent), ToRank)
     try:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection
+from concurrent.futures import Future
 
 import msgspec
 import structlog
@@ -78,14 +79,17 @@ class NativeEngine:
         """Load and warm up; returns when a real token was generated. Raises EngineStartError with what to do."""
         if self._supervisor is not None or self._is_stopping.is_set():
             raise EngineStartError("An engine starts once; make another one.")
-        try:
-            self._start_ranks()
-        except EngineStartError as error:
-            with self._changed:
-                self._state, self._reason = EngineState.STOPPED, str(error)
-            raise
-        self._supervisor = threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True)
+        started: Future[None] = Future()
+        self._supervisor = threading.Thread(
+            target=self._supervise, args=(started,), name="engine-supervisor", daemon=True
+        )
         self._supervisor.start()
+        try:
+            started.result()
+        except BaseException:  # an interrupt of this thread among them
+            self._is_stopping.set()
+            self._supervisor.join()
+            raise
 
     def submit(self, request: EngineRequest) -> None:
         """Queue a request; what can't run is reported as failed, and as crashed where there is no engine any more."""
@@ -179,9 +183,20 @@ class NativeEngine:
 
     # --- what the supervisor does
 
-    def _supervise(self) -> None:
-        """Watch one generation of ranks after the other, until the engine is stopped or degraded."""
-        ranks = self._ranks
+    def _supervise(self, started: Future[None]) -> None:
+        """Start ranks and watch one generation after the other, until the engine is stopped or degraded.
+
+        All of them are started by this thread, since they end with the thread that started them.
+        """
+        ranks: Ranks | None
+        try:
+            ranks = self._start_ranks()
+        except BaseException as error:  # noqa: BLE001 — it is raised where the engine is started
+            with self._changed:
+                self._state, self._reason = EngineState.STOPPED, str(error)
+            started.set_exception(error)
+            return
+        started.set_result(None)
         while ranks is not None:
             reason = self._watch(ranks)
             if reason is None:

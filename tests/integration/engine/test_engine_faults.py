@@ -217,7 +217,8 @@ sys.stdin.read()
 """
 
 
-def test_ranks_end_with_a_parent_that_is_killed(folder: Path) -> None:
+@pytest.mark.parametrize("stopped", [[], [0], [0, 1]])
+def test_ranks_end_with_a_parent_that_is_killed(folder: Path, stopped: list[int]) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
@@ -225,6 +226,8 @@ def test_ranks_end_with_a_parent_that_is_killed(folder: Path) -> None:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
         assert all(psutil.pid_exists(pid) for pid in pids)
+        for rank in stopped:
+            os.kill(pids[rank], signal.SIGSTOP)
         parent.kill()
         wait_until_gone(pids)
 
