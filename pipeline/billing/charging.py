@@ -37,8 +37,10 @@ class _Event:
 
 
 _INSERT_USAGE: Final = """
-    INSERT INTO usage_events (request_id, meter, quantity, tenant_id, api_key_id, batch_id, model, group_id, engine_ms)
-    SELECT o.request_id, o.meter, o.quantity, s.tenant_id, b.api_key_id, s.batch_id, s.model, s.group_id, o.engine_ms
+    INSERT INTO usage_events (request_id, meter, quantity, tenant_id, project_id, api_key_id, batch_id, service_class,
+                              model, group_id, engine_ms)
+    SELECT o.request_id, o.meter, o.quantity, s.tenant_id, b.project_id, b.api_key_id, s.batch_id, s.service_class,
+           s.model, s.group_id, o.engine_ms
     FROM unnest(%(ids)b::bigint[], %(slice_ids)b::bigint[], %(meters)b::text[],
                 %(quantities)b::bigint[], %(engine_ms)b::bigint[])
         AS o (request_id, slice_id, meter, quantity, engine_ms)

@@ -93,6 +93,7 @@ def create_batch(
             session,
             tenant_id=caller.tenant_id,
             api_key_id=caller.api_key_id,
+            project_id=caller.project_id,
             input_file=_input_file(session, caller.tenant_id, body.input_file_id),
             endpoint=body.endpoint,
             completion_window=body.completion_window,

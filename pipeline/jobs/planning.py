@@ -46,9 +46,10 @@ _IN_ORDER: Final = text(f"""
 _READY_GROUPS: Final = text("SELECT count(*) FROM groups WHERE model = :model AND state = 'ready'")
 _INSERT_SLICES: Final = text("""
     INSERT INTO slices
-        (batch_id, tenant_id, model, position, deadline, num_requests, num_unfinished, num_tokens, status)
-    SELECT b.id, b.tenant_id, :model, cut.position, b.expires_at, cut.num_requests, cut.num_requests, cut.num_tokens,
-           'pending'
+        (batch_id, tenant_id, service_class, model, position, deadline, num_requests, num_unfinished, num_tokens,
+         status)
+    SELECT b.id, b.tenant_id, b.service_class, :model, cut.position, b.expires_at, cut.num_requests,
+           cut.num_requests, cut.num_tokens, 'pending'
     FROM batches b,
          unnest(CAST(:positions AS bigint[]), CAST(:num_requests AS bigint[]), CAST(:num_tokens AS bigint[]))
              AS cut (position, num_requests, num_tokens)

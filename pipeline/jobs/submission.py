@@ -12,7 +12,8 @@ from pipeline.celery import CONTROL_QUEUE, PREPARE
 from pipeline.ids import new_id
 from pipeline.jobs import outbox
 from pipeline.schemas.windows import window_seconds
-from pipeline.tables import Batch, BatchStatus, File, OnInvalid
+from pipeline.tables import Batch, BatchStatus, File, OnInvalid, ServiceClass
+from pipeline.tenancy.tenants import default_project_id
 
 
 def submit_batch(
@@ -20,6 +21,8 @@ def submit_batch(
     *,
     tenant_id: str,
     api_key_id: str,
+    project_id: str | None = None,
+    service_class: ServiceClass = ServiceClass.STANDARD,
     input_file: File,
     endpoint: str,
     completion_window: str,
@@ -28,7 +31,9 @@ def submit_batch(
     output_expires_after_seconds: int | None = None,
     batch_id: str | None = None,
 ) -> Batch:
-    """Write a batch that is `validating`, with this id if one is given. Call `outbox.publish_soon` after the commit.
+    """Write a batch that is `validating`, with this id if one is given, in this project or the default one.
+
+    Call `outbox.publish_soon` after the commit.
 
     The caller has checked the arguments, and that the file is this tenant's. The window is counted by the database's
     clock. Raises ValueError for a window that is none.
@@ -37,6 +42,8 @@ def submit_batch(
         id=batch_id or new_id("batch"),
         tenant_id=tenant_id,
         api_key_id=api_key_id,
+        project_id=project_id or default_project_id(tenant_id),
+        service_class=service_class,
         input_file_id=input_file.id,
         endpoint=endpoint,
         completion_window=completion_window,

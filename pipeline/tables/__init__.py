@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.tables.base import Base
-from pipeline.tables.batches import Batch, BatchError, BatchStatus, IdempotencyKey, OnInvalid
+from pipeline.tables.batches import Batch, BatchError, BatchStatus, IdempotencyKey, OnInvalid, ServiceClass
 from pipeline.tables.billing import (
     LedgerAccount,
     LedgerEntry,
@@ -18,7 +18,7 @@ from pipeline.tables.fleet import Group, GroupState, ServedModel
 from pipeline.tables.outbox import OutboxMessage
 from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
 from pipeline.tables.slices import Attempt, AttemptEnd, Slice, SliceStatus
-from pipeline.tables.tenancy import ApiKey, Tenant
+from pipeline.tables.tenancy import ApiKey, Project, Tenant
 
 __all__ = [
     "ApiKey",
@@ -41,11 +41,13 @@ __all__ = [
     "OutboxMessage",
     "OutcomeKind",
     "PartialOutput",
+    "Project",
     "RateCard",
     "RatedLine",
     "Request",
     "Result",
     "ServedModel",
+    "ServiceClass",
     "Slice",
     "SliceStatus",
     "Tenant",

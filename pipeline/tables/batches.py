@@ -24,6 +24,14 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class ServiceClass(StrEnum):
+    """How soon a batch is wanted."""
+
+    PRIORITY = "priority"  #: Before all others.
+    STANDARD = "standard"
+    FLEX = "flex"  #: With what the others leave.
+
+
 class OnInvalid(StrEnum):
     """What intake does with a batch that has invalid lines."""
 
@@ -47,6 +55,11 @@ class Batch(Base):
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     #: The key that created it; its usage is reported under this key.
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    #: None, of a gateway of an older version: the tenant's default project.
+    project_id: Mapped[str | None]
+    service_class: Mapped[ServiceClass] = mapped_column(
+        text_enum(ServiceClass, "service_class"), server_default=ServiceClass.STANDARD.value
+    )
     input_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
     endpoint: Mapped[str]
     completion_window: Mapped[str]

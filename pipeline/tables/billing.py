@@ -9,6 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index,
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.tables.base import Base, Created, Moment, Money, Price, RowId, text_enum
+from pipeline.tables.batches import ServiceClass
 
 
 class Meter(StrEnum):
@@ -62,6 +63,10 @@ class UsageEvent(Base):
     tenant_id: Mapped[str]
     api_key_id: Mapped[str]
     batch_id: Mapped[str]
+    project_id: Mapped[str | None]
+    service_class: Mapped[ServiceClass] = mapped_column(
+        text_enum(ServiceClass, "service_class"), server_default=ServiceClass.STANDARD.value
+    )
     model: Mapped[str]
     group_id: Mapped[str]
     #: The request's share of its engine's time; carried by the output event alone, so that sums are right.

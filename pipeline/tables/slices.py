@@ -8,6 +8,7 @@ from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.tables.base import Base, Created, Moment, RowId, text_enum
+from pipeline.tables.batches import ServiceClass
 
 
 class SliceStatus(StrEnum):
@@ -30,6 +31,9 @@ class Slice(Base):
     id: Mapped[RowId]
     batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id"))
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    service_class: Mapped[ServiceClass] = mapped_column(
+        text_enum(ServiceClass, "service_class"), server_default=ServiceClass.STANDARD.value
+    )
     model: Mapped[str]
     #: In the batch's plan, from 0.
     position: Mapped[int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, LargeBinary
+from sqlalchemy import ForeignKey, Index, LargeBinary
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.tables.base import Base, Created, Moment
@@ -18,6 +18,19 @@ class Tenant(Base):
     created_at: Mapped[Created]
 
 
+class Project(Base):
+    """A part of a tenant whose keys, batches and usage are kept apart."""
+
+    __tablename__ = "projects"
+    __table_args__ = (Index("uq_projects_tenant_id_name", "tenant_id", "name", unique=True),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    name: Mapped[str]
+    created_at: Mapped[Created]
+    archived_at: Mapped[Moment | None]
+
+
 class ApiKey(Base):
     """A key, `rz_SHORTID_SECRET`, of which only the short id and the SHA-256 of the whole are kept."""
 
@@ -25,6 +38,8 @@ class ApiKey(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
+    #: None: of the whole tenant; what it creates belongs to the tenant's default project.
+    project_id: Mapped[str | None]
     name: Mapped[str]
     short_id: Mapped[str] = mapped_column(unique=True)
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary)

@@ -37,6 +37,8 @@ class Principal:
 
     tenant_id: str
     api_key_id: str
+    #: None: of the whole tenant.
+    project_id: str | None = None
 
 
 def create_key(session: Session, tenant_id: str, name: str) -> tuple[ApiKey, str]:
@@ -84,18 +86,18 @@ def authenticate(session: Session, bearer: str) -> Principal:
         raise InvalidKeyError
     is_stale = (ApiKey.last_used_at.is_(None)) | (ApiKey.last_used_at < func.now() - _LAST_USED_INTERVAL)
     found = session.execute(
-        select(ApiKey.id, ApiKey.tenant_id, ApiKey.secret_hash, ApiKey.revoked_at, is_stale).where(
+        select(ApiKey.id, ApiKey.tenant_id, ApiKey.project_id, ApiKey.secret_hash, ApiKey.revoked_at, is_stale).where(
             ApiKey.short_id == matched[1]
         )
     ).one_or_none()
     is_right = hmac.compare_digest(_hash(bearer), found.secret_hash if found else _NO_HASH)
     if found is None or not is_right or found.revoked_at is not None:
         raise InvalidKeyError
-    if found[4]:
+    if found[5]:
         # Of many calls at once, one writes and none waits.
         unlocked = select(ApiKey.id).where(ApiKey.id == found.id).with_for_update(skip_locked=True)
         session.execute(update(ApiKey).where(ApiKey.id.in_(unlocked)).values(last_used_at=func.now()))
-    return Principal(tenant_id=found.tenant_id, api_key_id=found.id)
+    return Principal(tenant_id=found.tenant_id, api_key_id=found.id, project_id=found.project_id)
 
 
 def _hash(key: str) -> bytes:

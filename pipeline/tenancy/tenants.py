@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from sqlalchemy import select
@@ -10,10 +11,14 @@ from sqlalchemy.orm import Session
 
 from pipeline.errors import UserError
 from pipeline.ids import new_id
-from pipeline.tables import Tenant
+from pipeline.tables import Project, Tenant
 
 #: Of the tenant that `ryzanstein up` makes.
 DEFAULT_TENANT = "default"
+
+
+#: Of the project that every tenant has.
+DEFAULT_PROJECT = "default"
 
 
 class UnknownTenantError(UserError):
@@ -27,7 +32,18 @@ def ensure_tenant(session: Session, name: str) -> Tenant:
     session.execute(
         insert(Tenant).values(id=new_id("tenant"), name=name).on_conflict_do_nothing(index_elements=["name"])
     )
-    return session.execute(select(Tenant).where(Tenant.name == name)).scalar_one()
+    tenant = session.execute(select(Tenant).where(Tenant.name == name)).scalar_one()
+    session.execute(
+        insert(Project)
+        .values(id=default_project_id(tenant.id), tenant_id=tenant.id, name=DEFAULT_PROJECT)
+        .on_conflict_do_nothing()
+    )
+    return tenant
+
+
+def default_project_id(tenant_id: str) -> str:
+    """Derived from the tenant's, so that no look-up is needed to know it."""
+    return f"proj_{hashlib.md5(tenant_id.encode(), usedforsecurity=False).hexdigest()}"
 
 
 def find_tenant(session: Session, name: str) -> Tenant:
