@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -95,3 +97,19 @@ def test_a_rendezvous_is_private_fresh_and_removed() -> None:
         first.remove()
         assert not folder.exists()
     assert not Path(second.path).parent.exists()
+
+
+def test_folders_of_the_killed_are_removed_and_those_of_the_living_kept() -> None:
+    script = (
+        "import os, signal; from workers.rendezvous import Rendezvous; other = Rendezvous();"
+        "open(other.path, 'w').close(); print(other.path, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with Rendezvous() as living:
+        killed = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+        abandoned = Path(killed.stdout.strip())
+        assert abandoned.exists()
+
+        with Rendezvous() as other:
+            assert not abandoned.parent.exists()
+            assert Path(living.path).parent.exists()
+            assert Path(other.path).parent.exists()
