@@ -20,10 +20,14 @@ _CSV = typer.Option(False, "--csv", help="Print CSV.")
 #: In tables for people: what the heading says already, and what is one column too many.
 _HIDDEN = {"month", "kind", "currency", "tenant_id", "api_key_id"}
 
+#: `ryzanstein bill …`: other modules add their commands to it.
+bill_commands = typer.Typer(help="Bills of a month, and all that is made of them.", invoke_without_command=True)
+
 
 def register(app: typer.Typer) -> None:
     app.command()(usage)
-    app.command()(bill)
+    bill_commands.callback()(bill)
+    app.add_typer(bill_commands, name="bill")
 
 
 def usage(
@@ -56,6 +60,7 @@ def usage(
 
 
 def bill(
+    context: typer.Context,
     month: str | None = _MONTH,
     tenant: str | None = TENANT,
     by: list[str] = _BY,
@@ -64,6 +69,8 @@ def bill(
     as_csv: bool = _CSV,
 ) -> None:
     """What each tenant owes for a month: exact amounts, rounded once in the total."""
+    if context.invoked_subcommand is not None:
+        return
     from pipeline.billing.reports import bills
     from pipeline.cli.rendering import bill_record, bill_rows, print_csv, print_table
 
