@@ -120,6 +120,13 @@ class Settings(BaseSettings):
     base_url: str = Field("http://127.0.0.1:8000/v1", description="Gateway that the client commands talk to.")
     api_key: SecretStr | None = Field(None, description="Key that the client commands use.")
 
+    # --- signatures
+    signing_key_file: Path | None = Field(
+        None,
+        description="Private Ed25519 key in PEM that signs receipts and records of erasure, made where it is not there; "
+        "all processes share it. Unset: `signing_key.pem` in the data folder.",
+    )
+
     data_dir: Path | None = Field(None, description="Folder of the embedded stack; set by `up` for its processes.")
 
     # A password that is not escaped makes an address that is misread, and then repeated in errors: in time, then.
