@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +49,24 @@ class IntakeReport:
     is_accepted: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputReport:
+    """What is in an input file. The good lines are in the intake table."""
+
+    #: None where no line named a model that is served and has a price.
+    model: str | None
+    num_requests: int
+    #: One for each bad line; of line 0 where it is the file as a whole.
+    errors: Sequence[InvalidLine]
+    #: Whether the file was read to its end.
+    is_whole: bool
+
+    def is_accepted(self, on_invalid: OnInvalid) -> bool:
+        """Whether a batch that does this with invalid lines goes on."""
+        is_good_enough = not self.errors or on_invalid is OnInvalid.SKIP
+        return self.is_whole and is_good_enough and self.num_requests > 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Model:
     name: str
@@ -88,21 +106,41 @@ def intake(
     first thing that is wrong with it; line 0 is the file as a whole. The batch itself is left as it is. Memory is
     bounded, whatever the file holds. Raises what `stream` and the database raise, and nothing else.
     """
+    report = read_input(conn, batch.endpoint, stream, settings, tokenizer_of)
+    write_errors(conn, batch.id, report.errors)
+    return IntakeReport(
+        model=report.model,
+        num_requests=report.num_requests,
+        num_errors=len(report.errors),
+        is_accepted=report.is_accepted(batch.on_invalid),
+    )
+
+
+def read_input(
+    conn: Connection,
+    endpoint: str,
+    stream: BinaryIO,
+    settings: Settings,
+    tokenizer_of: Callable[[Path], Tokenizer] = load_tokenizer,
+) -> InputReport:
+    """Check every line of `stream`, whose requests are for `endpoint`, and leave the good ones in the intake table.
+
+    Once per transaction. Memory is bounded, but for what is said about each bad line. Raises what `stream` and the
+    database raise, and nothing else.
+    """
     create_intake_table(conn)
-    state = _Intake(conn, batch, settings, tokenizer_of)
+    state = _Intake(conn, endpoint, settings, tokenizer_of)
     is_whole = True
     try:
         state.read(stream)
     except _FileError as error:
         is_whole = False
         state.errors.append(InvalidLine.of(0, None, error))
-    write_errors(conn, batch.id, state.errors)
-    is_good_enough = not state.errors or batch.on_invalid is OnInvalid.SKIP
-    return IntakeReport(
+    return InputReport(
         model=state.model.name if state.model else None,
         num_requests=state.num_requests,
-        num_errors=len(state.errors),
-        is_accepted=is_whole and is_good_enough and state.num_requests > 0,
+        errors=state.errors,
+        is_whole=is_whole,
     )
 
 
@@ -110,10 +148,10 @@ class _Intake:
     """One pass over one file."""
 
     def __init__(
-        self, conn: Connection, batch: Batch, settings: Settings, tokenizer_of: Callable[[Path], Tokenizer]
+        self, conn: Connection, endpoint: str, settings: Settings, tokenizer_of: Callable[[Path], Tokenizer]
     ) -> None:
         self._conn = conn
-        self._endpoint = batch.endpoint
+        self._endpoint = endpoint
         self._settings = settings
         self._tokenizer_of = tokenizer_of
         self._models = {
