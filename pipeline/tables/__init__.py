@@ -15,32 +15,51 @@ from pipeline.tables.billing import (
 )
 from pipeline.tables.files import File, FileView
 from pipeline.tables.fleet import Group, GroupState, ServedModel
+from pipeline.tables.invoices import (
+    BillingDetails,
+    Invoice,
+    InvoiceItem,
+    InvoiceLine,
+    InvoiceNumber,
+    InvoiceStatus,
+    LineKind,
+)
 from pipeline.tables.outbox import OutboxMessage
 from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
+from pipeline.tables.rollups import ArchivedUsage, Period, UsageRollup
 from pipeline.tables.slices import Attempt, AttemptEnd, Slice, SliceStatus
 from pipeline.tables.tenancy import ApiKey, Project, Tenant
 
 __all__ = [
     "ApiKey",
+    "ArchivedUsage",
     "Attempt",
     "AttemptEnd",
     "Base",
     "Batch",
     "BatchError",
     "BatchStatus",
+    "BillingDetails",
     "File",
     "FileView",
     "Group",
     "GroupState",
     "IdempotencyKey",
+    "Invoice",
+    "InvoiceItem",
+    "InvoiceLine",
+    "InvoiceNumber",
+    "InvoiceStatus",
     "LedgerAccount",
     "LedgerEntry",
     "LedgerTransaction",
+    "LineKind",
     "Meter",
     "OnInvalid",
     "OutboxMessage",
     "OutcomeKind",
     "PartialOutput",
+    "Period",
     "Project",
     "RateCard",
     "RatedLine",
@@ -52,4 +71,5 @@ __all__ = [
     "SliceStatus",
     "Tenant",
     "UsageEvent",
+    "UsageRollup",
 ]

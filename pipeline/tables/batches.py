@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, Index, SmallInteger
+from sqlalchemy import ForeignKey, Index, SmallInteger, false
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -66,6 +66,8 @@ class Batch(Base):
     on_invalid: Mapped[OnInvalid] = mapped_column(text_enum(OnInvalid, "on_invalid"))
     metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata", JSONB)
     output_expires_after_seconds: Mapped[int | None]
+    #: Whether its output lines carry signed receipts; see `pipeline/billing/receipts.py`.
+    has_receipts: Mapped[bool] = mapped_column(server_default=false())
 
     status: Mapped[BatchStatus] = mapped_column(text_enum(BatchStatus, "status"))
     created_at: Mapped[Created]

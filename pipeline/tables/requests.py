@@ -87,4 +87,6 @@ class Result(Base):
     #: Of the attempt that recorded it.
     lease_epoch: Mapped[int]
     group_id: Mapped[str]
+    #: Of a batch with receipts: the tokens of the answer, as `pipeline.billing.receipts` packs them.
+    output_token_ids: Mapped[bytes | None]
     created_at: Mapped[Created]
