@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from pipeline.tables.audit_log import AuditEntry, Erasure
 from pipeline.tables.base import Base
-from pipeline.tables.batches import Batch, BatchError, BatchStatus, IdempotencyKey, OnInvalid, ServiceClass
+from pipeline.tables.batches import (
+    Batch,
+    BatchError,
+    BatchStatus,
+    IdempotencyKey,
+    IdempotentAnswer,
+    OnInvalid,
+    ServiceClass,
+)
 from pipeline.tables.billing import (
     LedgerAccount,
     LedgerEntry,
@@ -24,6 +33,7 @@ from pipeline.tables.invoices import (
     InvoiceStatus,
     LineKind,
 )
+from pipeline.tables.limits import QueueLimit, RateLimit
 from pipeline.tables.outbox import OutboxMessage
 from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
 from pipeline.tables.rollups import ArchivedUsage, Period, UsageRollup
@@ -35,16 +45,19 @@ __all__ = [
     "ArchivedUsage",
     "Attempt",
     "AttemptEnd",
+    "AuditEntry",
     "Base",
     "Batch",
     "BatchError",
     "BatchStatus",
     "BillingDetails",
+    "Erasure",
     "File",
     "FileView",
     "Group",
     "GroupState",
     "IdempotencyKey",
+    "IdempotentAnswer",
     "Invoice",
     "InvoiceItem",
     "InvoiceLine",
@@ -61,7 +74,9 @@ __all__ = [
     "PartialOutput",
     "Period",
     "Project",
+    "QueueLimit",
     "RateCard",
+    "RateLimit",
     "RatedLine",
     "Request",
     "Result",

@@ -95,7 +95,12 @@ class Batch(Base):
     #: Invalid lines that were skipped: rows of `batch_errors`; they count as failed.
     num_skipped: Mapped[int] = mapped_column(server_default="0")
 
+    #: Prompt tokens that intake has counted against the tenant's limit; see `pipeline/tenancy/queue_limits.py`.
+    num_reserved_tokens: Mapped[int] = mapped_column(server_default="0")
+
     # Kept by whoever writes outcomes, in the same transaction.
+    #: Those of them whose requests have an outcome.
+    num_released_tokens: Mapped[int] = mapped_column(server_default="0")
     num_succeeded: Mapped[int] = mapped_column(server_default="0")
     #: Failed, cancelled or expired.
     num_unsuccessful: Mapped[int] = mapped_column(server_default="0")
@@ -130,6 +135,25 @@ class IdempotencyKey(Base):
     #: SHA-256 of what was submitted.
     fingerprint: Mapped[bytes]
     batch_id: Mapped[str]
+    created_at: Mapped[Created]
+
+
+class IdempotentAnswer(Base):
+    """What a call of POST was answered, by the name that its client gave it; see `pipeline/jobs/idempotency.py`."""
+
+    __tablename__ = "idempotent_answers"
+    __table_args__ = (Index("ix_idempotent_answers_created_at", "created_at"),)
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    #: Name of the operation, such as `create_file`.
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    #: Of the key that called first; None: of the whole tenant.
+    project_id: Mapped[str | None]
+    #: SHA-256 of what was sent.
+    fingerprint: Mapped[bytes]
+    #: JSON of the answer's body.
+    answer: Mapped[str]
     created_at: Mapped[Created]
 
 

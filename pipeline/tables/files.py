@@ -28,6 +28,8 @@ class File(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    #: Of the key or the batch that made it; None: the tenant's default project.
+    project_id: Mapped[str | None]
     filename: Mapped[str]
     purpose: Mapped[str]
     #: Of a view: known when its batch has ended, 0 before.

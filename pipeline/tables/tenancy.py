@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, Index, LargeBinary
+from sqlalchemy import ForeignKey, Index, LargeBinary, Text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.tables.base import Base, Created, Moment
@@ -16,6 +17,8 @@ class Tenant(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[Created]
+    #: Of the last erasure: what was there before it is gone.
+    erased_at: Mapped[Moment | None]
 
 
 class Project(Base):
@@ -43,6 +46,12 @@ class ApiKey(Base):
     name: Mapped[str]
     short_id: Mapped[str] = mapped_column(unique=True)
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    #: What it may do; None: all that a key of its tenant or project can.
+    scopes: Mapped[list[str] | None] = mapped_column(ARRAY(Text()))
     created_at: Mapped[Created]
+    #: It is refused from this moment on.
+    expires_at: Mapped[Moment | None]
+    #: The key that this one was made to replace.
+    rotated_from: Mapped[str | None]
     last_used_at: Mapped[Moment | None]
     revoked_at: Mapped[Moment | None]
