@@ -22,6 +22,8 @@ from pipeline.tables.billing import (
     RatedLine,
     UsageEvent,
 )
+from pipeline.tables.credits import CreditNote, CreditReason
+from pipeline.tables.fairness import ClassTurn, FairShare, TenantWeight
 from pipeline.tables.files import File, FileView
 from pipeline.tables.fleet import Group, GroupState, ServedModel
 from pipeline.tables.invoices import (
@@ -51,7 +53,11 @@ __all__ = [
     "BatchError",
     "BatchStatus",
     "BillingDetails",
+    "ClassTurn",
+    "CreditNote",
+    "CreditReason",
     "Erasure",
+    "FairShare",
     "File",
     "FileView",
     "Group",
@@ -85,6 +91,7 @@ __all__ = [
     "Slice",
     "SliceStatus",
     "Tenant",
+    "TenantWeight",
     "UsageEvent",
     "UsageRollup",
 ]

@@ -22,7 +22,13 @@ class Slice(Base):
 
     __tablename__ = "slices"
     __table_args__ = (
-        Index("ix_slices_pending", "model", "id", postgresql_where="status = 'pending'"),
+        # In the order in which a claim looks for one.
+        Index(
+            "ix_slices_pending_by_tenant",
+            *("model", "service_class", "tenant_id", "deadline", "id"),
+            postgresql_where="status = 'pending'",
+        ),
+        Index("ix_slices_at_work", "model", postgresql_where="status = 'claimed'"),
         Index("ix_slices_claimed", "lease_expires_at", postgresql_where="status = 'claimed'"),
         Index("uq_slices_batch_id_position", "batch_id", "position", unique=True),
         {"postgresql_with": {"fillfactor": 70}},
@@ -42,6 +48,12 @@ class Slice(Base):
     num_requests: Mapped[int]
     #: Prompt tokens and max_tokens of its requests: the most work that it can be.
     num_tokens: Mapped[int]
+    # What it is expected to be; 0 where control of a version before planned it.
+    num_prompt_tokens: Mapped[int] = mapped_column(server_default="0")
+    #: Of these, those that the prompt before has too: found in the prefix cache, if all goes well.
+    num_shared_tokens: Mapped[int] = mapped_column(server_default="0")
+    #: Of max_tokens, of each request no more than planning counts.
+    num_answer_tokens: Mapped[int] = mapped_column(server_default="0")
 
     status: Mapped[SliceStatus] = mapped_column(text_enum(SliceStatus, "status"))
     #: Counts the claims; whoever holds an older one writes nothing.
@@ -64,6 +76,8 @@ class Attempt(Base):
     """One claim of a slice by a group, with its lease epoch. Work thrown away is recorded here and never billed."""
 
     __tablename__ = "attempts"
+    #: What groups have got done of late is looked up by it.
+    __table_args__ = (Index("ix_attempts_started_at", "started_at"),)
 
     slice_id: Mapped[int] = mapped_column(ForeignKey("slices.id"), primary_key=True)
     lease_epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
