@@ -104,6 +104,26 @@ class Settings(BaseSettings):
         Decimal("0.5"), ge=0, le=1, description="`up`: part of the price that a batch saves."
     )
 
+    # --- invoices
+    supplier_name: str = Field("Ryzanstein", description="Who invoices are from.")
+    supplier_address: str = Field("", description="Its address; `\\n` begins a new line.")
+    supplier_tax_id: str = Field("", description="Its tax number, as invoices show it.")
+    supplier_note: str = Field("", description="What invoices say at their end, such as how to pay.")
+    invoice_prefix: str = Field(
+        "INV", pattern="^[A-Za-z0-9-]{1,16}$", description="Numbers of invoices: PREFIX-YEAR-000001, without gaps."
+    )
+    invoice_collection_seconds: int = Field(
+        3600, ge=0, description="Time after a month's end in which its invoices wait for what was still under way."
+    )
+    invoice_fonts: str = Field(
+        "",
+        description="Files of TrueType or OpenType fonts for what the font of PDF invoices does not have, such as "
+        "Chinese names; separated by `:`. Those of the system are found by themselves.",
+    )
+    receipts: bool = Field(
+        False, description="Whether batches that do not say so themselves get signed receipts in their output files."
+    )
+
     # --- telemetry
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
     log_format: str = Field(
