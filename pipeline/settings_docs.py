@@ -26,6 +26,7 @@ say where things are for the processes that it starts; all others can be set for
 """
 _TYPES: dict[Any, str] = {
     str: "text",
+    bool: "`true` or `false`",
     int: "whole number",
     float: "number",
     Decimal: "decimal",
