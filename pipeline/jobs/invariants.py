@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.billing.rollups import DRIFT
+
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
@@ -186,6 +188,15 @@ INVARIANTS: Final = (
         SELECT 'request ' || r.id, count(*) || ' parts, and its outcome is ' || r.outcome
         FROM partial_outputs p JOIN requests r ON r.id = p.request_id WHERE r.outcome IS NOT NULL GROUP BY r.id
         """,
+    ),
+    Invariant(
+        "roll-ups are the sum of the usage events",
+        f"""
+        SELECT format('roll-up of %s of key %s', meter, api_key_id),
+               format('%s of %s, %s: it lacks %s events of %s and %s %s', period, starts_at, model, num_events,
+                      quantity, amount, currency)
+        FROM ({DRIFT}) AS drift
+        """,  # noqa: S608 - a constant
     ),
 )
 

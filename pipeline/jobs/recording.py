@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from pipeline.billing.charging import Answer, charge
 from pipeline.billing.rating import RATE_CARD, TokenUsage, rates_of
+from pipeline.billing.rollups import add_usage
 from pipeline.celery import CONTROL_QUEUE, FINALIZE
 from pipeline.jobs.claiming import ClaimedSlice
 from pipeline.jobs.lines import output_line
@@ -165,6 +166,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
                 charge(cursor, [_answer(outcome) for outcome in succeeded], cards)
             _count_in_slices(locked, new)
             _count_in_batches(written, new)
+            add_usage(cursor, [outcome.request_id for outcome in succeeded])
             done |= {row[0] for row in locked.fetchall()}
             finished = tuple(row[0] for row in written.fetchall())
     return Recorded(stale=frozenset(slices.keys() - mine.keys()), done=frozenset(done), finished_batches=finished)

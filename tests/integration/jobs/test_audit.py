@@ -47,24 +47,29 @@ DAMAGE = {
         "no lease outlives its owner by more than its length",
     },
     "DELETE FROM usage_events WHERE request_id = 1 AND meter = 'output'": {
+        "roll-ups are the sum of the usage events",
         "every answer has one set of usage events, of its own prompt",
         "the tokens of a batch are the sum of its usage events",
     },
     "UPDATE usage_events SET quantity = quantity + 1 WHERE request_id = 1 AND meter = 'output'": {
+        "roll-ups are the sum of the usage events",
         "what is metered of an answer is what the answer says",
         "every usage event has its price, and no price is without one",
         "the tokens of a batch are the sum of its usage events",
     },
     "UPDATE usage_events SET quantity = 99 WHERE request_id = 1 AND meter = 'input_uncached'": {
+        "roll-ups are the sum of the usage events",
         "every answer has one set of usage events, of its own prompt",
         "every usage event has its price, and no price is without one",
         "the tokens of a batch are the sum of its usage events",
     },
     "DELETE FROM rated_lines WHERE request_id = 1": {
+        "roll-ups are the sum of the usage events",
         "every usage event has its price, and no price is without one",
         "every ledger transaction is the sum of its rated lines",
     },
     "UPDATE rated_lines SET amount = amount * 2 WHERE request_id = 1 AND meter = 'output'": {
+        "roll-ups are the sum of the usage events",
         "every rated line is its quantity at the price of its card",
         "every ledger transaction is the sum of its rated lines",
     },
@@ -82,6 +87,9 @@ DAMAGE = {
     "DELETE FROM attempts WHERE slice_id = 1": {"every answer was recorded by an attempt"},
     "INSERT INTO partial_outputs (request_id, position, num_tokens, data) VALUES (1, 0, 4, 'x')": {
         "nothing is kept of an answer in parts once there is an outcome"
+    },
+    "UPDATE usage_rollups SET num_events = num_events + 1 WHERE period = 'hour'": {
+        "roll-ups are the sum of the usage events"
     },
     "UPDATE batches SET status = 'finalizing'": {"every batch has ended"},
     "INSERT INTO outbox (queue, task, args) VALUES ('control', 'x', '[]')": {"every message is published"},
