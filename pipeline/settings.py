@@ -66,6 +66,29 @@ class Settings(BaseSettings):
         10, gt=0, description="Attempts without an outcome after which a slice that keeps losing its lease fails."
     )
 
+    # --- fair shares and service classes
+    fair_cached_weight: Decimal = Field(
+        Decimal("0.1"),
+        ge=0,
+        le=1,
+        description="What a prompt token found in the prefix cache counts in a tenant's share; one that is computed "
+        "counts 1.",
+    )
+    fair_output_weight: Decimal = Field(
+        Decimal(2), gt=0, le=100, description="What an output token counts in a tenant's share."
+    )
+    fair_affinity_tokens: int = Field(
+        16_384,
+        ge=0,
+        description="Weighted tokens by which a tenant may be ahead of the others while a group goes on in its batch, "
+        "for the sake of the prefix cache.",
+    )
+    class_ageing_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="A class that waits while higher ones are served gets a slice of every group at least so often.",
+    )
+
     # --- group
     group_slices: int = Field(
         256,

@@ -11,8 +11,10 @@ import msgspec
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import outbox
+from pipeline.jobs.choosing import BEST, TAKE_TURN, queue_params
 from pipeline.jobs.planning import EXPECTED_ANSWER_TOKENS
 from pipeline.schemas.generation import GenerationParams
+from pipeline.settings import get_settings
 from pipeline.tables.requests import OutcomeKind
 from pipeline.tables.slices import AttemptEnd
 from pipeline.tokenization import unpack_token_ids
@@ -74,31 +76,20 @@ class Renewal:
 
 _PARAMS: Final = msgspec.json.Decoder(GenerationParams)
 
-# Of the slices that wait: those of the tenant who has the fewest at work; then the nearest deadline; then the one
-# that goes on where this group is; then the oldest. A slice that another group is just claiming is passed over.
-_CLAIM: Final = text("""
-    WITH at_work AS (
-        SELECT tenant_id, count(*) AS num_slices FROM slices
-        WHERE status = 'claimed' AND model = :model GROUP BY tenant_id
-    ), best AS (
-        SELECT s.id, b.api_key_id, b.endpoint
-        FROM slices s JOIN batches b ON b.id = s.batch_id LEFT JOIN at_work ON at_work.tenant_id = s.tenant_id
-        WHERE s.model = :model AND s.status = 'pending' AND b.status = 'in_progress' AND b.expires_at > now()
-        ORDER BY coalesce(at_work.num_slices, 0), s.deadline,
-                 (s.batch_id = :last_batch_id AND s.position = :next_position) DESC, s.id
-        LIMIT 1 FOR UPDATE OF s SKIP LOCKED
-    ), claimed AS (
+_CLAIM: Final = text(f"""
+    WITH RECURSIVE {BEST}, claimed AS (
         UPDATE slices s
         SET status = 'claimed', lease_epoch = lease_epoch + 1, group_id = :group_id,
             lease_expires_at = clock_timestamp() + make_interval(secs => :lease_seconds)
         FROM best WHERE s.id = best.id
-        RETURNING s.id, s.lease_epoch, s.batch_id, s.position, s.deadline, s.tenant_id, best.api_key_id, best.endpoint
+        RETURNING s.id, s.lease_epoch, s.batch_id, s.position, s.deadline, s.tenant_id, best.service_class,
+                  best.api_key_id, best.endpoint
     ), attempt AS (
         INSERT INTO attempts (slice_id, lease_epoch, batch_id, group_id)
         SELECT id, lease_epoch, batch_id, :group_id FROM claimed
-    )
+    ), {TAKE_TURN}
     SELECT * FROM claimed
-""")
+""")  # noqa: S608 - constants
 
 _REQUESTS: Final = text("""
     SELECT id, custom_id, prompt_token_ids, params::text, num_crash_exposures FROM requests
@@ -152,6 +143,8 @@ def claim_slice(
             "lease_seconds": lease_seconds,
             "last_batch_id": last_slice.batch_id if last_slice else "",
             "next_position": last_slice.position + 1 if last_slice else 0,
+            "last_tenant_id": last_slice.tenant_id if last_slice else "",
+            **queue_params(get_settings()),
         },
     ).one_or_none()
     if row is None:

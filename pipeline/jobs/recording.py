@@ -22,6 +22,7 @@ from pipeline.billing.rating import RATE_CARD, TokenUsage, rates_of
 from pipeline.billing.rollups import add_usage
 from pipeline.celery import CONTROL_QUEUE, FINALIZE
 from pipeline.jobs.claiming import ClaimedSlice
+from pipeline.jobs.fairness import Cost, settle
 from pipeline.jobs.lines import output_line
 from pipeline.tables.requests import OutcomeKind
 
@@ -166,6 +167,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
                 charge(cursor, [_answer(outcome) for outcome in succeeded], cards)
             _count_in_slices(locked, new)
             _count_in_batches(written, new)
+            settle(cursor, [_cost(outcome) for outcome in new])
             add_usage(cursor, [outcome.request_id for outcome in succeeded])
             done |= {row[0] for row in locked.fetchall()}
             finished = tuple(row[0] for row in written.fetchall())
@@ -205,6 +207,19 @@ def _answer(outcome: RequestOutcome) -> Answer:
         raise ValueError(f"Request {outcome.request_id} succeeded without usage.")
     claimed = outcome.claimed
     return Answer(outcome.request_id, claimed.id, claimed.tenant_id, claimed.model, outcome.usage)
+
+
+def _cost(outcome: RequestOutcome) -> Cost:
+    """What it took. Work for a request that did not succeed is not billed, but it was served."""
+    if outcome.usage is None:
+        return Cost(outcome.claimed.id, num_uncached_tokens=outcome.num_wasted_tokens)
+    usage = outcome.usage
+    return Cost(
+        outcome.claimed.id,
+        num_uncached_tokens=usage.num_prompt_tokens - usage.num_cached_tokens,
+        num_cached_tokens=usage.num_cached_tokens,
+        num_output_tokens=usage.num_completion_tokens,
+    )
 
 
 def _insert_results(cursor: Cursor[Any], succeeded: Sequence[RequestOutcome]) -> None:
