@@ -166,8 +166,8 @@ class Settings(BaseSettings):
     # --- signatures
     signing_key_file: Path | None = Field(
         None,
-        description="Private Ed25519 key in PEM that signs receipts and records of erasure, made where it is not there; "
-        "all processes share it. Unset: `signing_key.pem` in the data folder.",
+        description="Private Ed25519 key in PEM that signs receipts and records of erasure, made where it is not "
+        "there; all processes share it. Unset: `signing_key.pem` in the data folder.",
     )
 
     data_dir: Path | None = Field(None, description="Folder of the embedded stack; set by `up` for its processes.")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from pipeline.gateway.errors import too_many_failures, unauthorized
+from pipeline.gateway.errors import ApiError, too_many_failures, unauthorized
 from pipeline.gateway.failed_keys import FailedKeys
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import InvalidKeyError, Principal, authenticate
+from pipeline.tenancy.scopes import Scope
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, as `ryzanstein keys create` shows it.")
 
@@ -35,5 +37,41 @@ def _principal(
     return principal
 
 
-#: The caller; every route but those of health takes one.
+#: The caller, whatever its key may do; every route but those of health takes a caller.
 Caller = Annotated[Principal, Depends(_principal)]
+
+
+def _with(scope: Scope) -> Callable[[Principal], Principal]:
+    def check(caller: Caller) -> Principal:
+        if not caller.may(scope):
+            raise ApiError(
+                403,
+                f"This key may not do this: it lacks the scope '{scope}'. Use another key, or ask the operator for "
+                "one that has it.",
+                code="missing_scope",
+            )
+        return caller
+
+    return check
+
+
+#: The caller, who has the scope of this name; anybody else is answered by 403.
+FilesReader = Annotated[Principal, Depends(_with(Scope.FILES_READ))]
+FilesWriter = Annotated[Principal, Depends(_with(Scope.FILES_WRITE))]
+BatchesReader = Annotated[Principal, Depends(_with(Scope.BATCHES_READ))]
+BatchesWriter = Annotated[Principal, Depends(_with(Scope.BATCHES_WRITE))]
+UsageReader = Annotated[Principal, Depends(_with(Scope.USAGE_READ))]
+
+
+def _whole_tenant(caller: Annotated[Principal, Depends(_with(Scope.INVOICES_READ))]) -> Principal:
+    if caller.project_id is not None:
+        raise ApiError(
+            403,
+            "This key is of one project, and invoices are of the whole organisation. Use a key of the organisation.",
+            code="project_key",
+        )
+    return caller
+
+
+#: The same, with a key that is of no project: an invoice is of all of them.
+InvoicesReader = Annotated[Principal, Depends(_whole_tenant)]

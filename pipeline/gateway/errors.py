@@ -119,7 +119,9 @@ def as_api_error(request: Request, error: Exception) -> ApiError:
         case ApiError():
             return error
         case InvalidKeyError():
-            return unauthorized("Incorrect API key provided. It is unknown or has been revoked.", "invalid_api_key")
+            return unauthorized(
+                "Incorrect API key provided. It is unknown, was revoked, or has expired.", "invalid_api_key"
+            )
         case UnknownCursorError():
             return invalid("after", "Invalid 'after': there is no such object to begin after.")
         case StorageError():

@@ -12,11 +12,10 @@ from sqlalchemy.orm import Session
 from pipeline.errors import UserError
 from pipeline.ids import new_id
 from pipeline.tables import Project, Tenant
+from pipeline.tenancy import audit_log
 
 #: Of the tenant that `ryzanstein up` makes.
 DEFAULT_TENANT = "default"
-
-
 #: Of the project that every tenant has.
 DEFAULT_PROJECT = "default"
 
@@ -29,15 +28,20 @@ def ensure_tenant(session: Session, name: str) -> Tenant:
     """The tenant called `name`, made if it is not there. Safe if two do it at once."""
     if not name.strip() or "\x00" in name:
         raise UserError(f"{name!r} can't be the name of a tenant: give at least one visible character.")
-    session.execute(
-        insert(Tenant).values(id=new_id("tenant"), name=name).on_conflict_do_nothing(index_elements=["name"])
-    )
+    made = session.execute(
+        insert(Tenant)
+        .values(id=new_id("tenant"), name=name)
+        .on_conflict_do_nothing(index_elements=["name"])
+        .returning(Tenant.id)
+    ).scalar_one_or_none()
     tenant = session.execute(select(Tenant).where(Tenant.name == name)).scalar_one()
     session.execute(
         insert(Project)
         .values(id=default_project_id(tenant.id), tenant_id=tenant.id, name=DEFAULT_PROJECT)
         .on_conflict_do_nothing()
     )
+    if made is not None:
+        audit_log.record(session, act="tenant.create", object=made, details={"name": name})
     return tenant
 
 
