@@ -17,9 +17,9 @@ depends_on = None
 _FILL = """
     INSERT INTO usage_rollups (period, starts_at, tenant_id, project_id, api_key_id, model, service_class, meter,
                                currency, shard, num_events, quantity, engine_ms, amount)
-    SELECT p.period, date_trunc(p.period, u.occurred_at, 'UTC'), u.tenant_id, coalesce(u.project_id, ''), u.api_key_id,
-           u.model, u.service_class, u.meter, coalesce(l.currency, ''), 0, count(*), sum(u.quantity), sum(u.engine_ms),
-           coalesce(sum(l.amount), 0)
+    SELECT p.period, date_trunc(p.period, u.occurred_at, 'UTC'), u.tenant_id,
+           coalesce(u.project_id, 'proj_' || md5(u.tenant_id)), u.api_key_id, u.model, u.service_class, u.meter,
+           coalesce(l.currency, ''), 0, count(*), sum(u.quantity), sum(u.engine_ms), coalesce(sum(l.amount), 0)
     FROM usage_events u
     LEFT JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter AND NOT EXISTS (
         SELECT FROM rated_lines n WHERE n.request_id = l.request_id AND n.meter = l.meter AND n.revision > l.revision

@@ -33,9 +33,10 @@ _PRICE: Final = """
     )
 """
 
+#: What has no project is of the tenant's default one.
 _EVENT_KEY: Final = """
-    u.tenant_id, coalesce(u.project_id, '') AS project_id, u.api_key_id, u.model, u.service_class, u.meter,
-    coalesce(l.currency, '') AS currency
+    u.tenant_id, coalesce(u.project_id, 'proj_' || md5(u.tenant_id)) AS project_id, u.api_key_id, u.model,
+    u.service_class, u.meter, coalesce(l.currency, '') AS currency
 """
 
 # Keys are sorted, so that no two transactions wait for each other's rows.

@@ -35,7 +35,7 @@ class UsageRollup(Base):
     tenant_id: Mapped[str] = mapped_column(primary_key=True)
     period: Mapped[Period] = mapped_column(text_enum(Period, "period"), primary_key=True)
     starts_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
-    #: Empty: the tenant's default project, as of events without one.
+    #: The default one for events without a project.
     project_id: Mapped[str] = mapped_column(primary_key=True)
     api_key_id: Mapped[str] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(primary_key=True)
