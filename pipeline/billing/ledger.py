@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any, Final
 
 from psycopg import Cursor
 
-#: Accounts are of two kinds: `receivable`, what a tenant owes (a debit is positive), and `revenue`, what the operator
-#: earned (a credit is negative).
+
+class Account(StrEnum):
+    """Kinds of accounts. A debit is positive, a credit negative."""
+
+    RECEIVABLE = "receivable"  #: What a tenant owes.
+    REVENUE = "revenue"  #: What the operator earned.
+    CREDIT = "credit"  #: What is left of a grant of credit, which is owed to the tenant: negative.
+    GRANTED = "granted"  #: What the operator gave, or was paid ahead.
+    EXPIRED = "expired"  #: What expired of it unused: negative.
+
+
+class Posting(StrEnum):
+    """Why a transaction was posted."""
+
+    USAGE = "usage"  #: Outcomes were recorded; also for usage that was rated later.
+    ADJUSTMENT = "adjustment"  #: Lines were rated again.
+    GRANT = "grant"  #: Credit was given.
+    CREDIT_SPENT = "credit_spent"  #: Credit paid for usage.
+    CREDIT_EXPIRED = "credit_expired"  #: Credit reached its end.
+
+
 _OPEN_ACCOUNTS: Final = """
     INSERT INTO ledger_accounts (kind, tenant_id, currency)
-    SELECT kind, tenant_id, %(currency)s
-    FROM (VALUES ('receivable', %(tenant_id)s), ('revenue', NULL)) AS wanted (kind, tenant_id)
-    WHERE NOT EXISTS (
-        SELECT FROM ledger_accounts a
-        WHERE a.kind = wanted.kind AND a.tenant_id IS NOT DISTINCT FROM wanted.tenant_id AND a.currency = %(currency)s
+    SELECT 'receivable', %(tenant_id)s, %(currency)s WHERE NOT EXISTS (
+        SELECT FROM ledger_accounts
+        WHERE kind = 'receivable' AND tenant_id = %(tenant_id)s AND currency = %(currency)s AND grant_id IS NULL
+    )
+    UNION ALL
+    SELECT 'revenue', NULL, %(currency)s WHERE NOT EXISTS (
+        SELECT FROM ledger_accounts
+        WHERE kind = 'revenue' AND tenant_id IS NULL AND currency = %(currency)s AND grant_id IS NULL
     )
     ON CONFLICT DO NOTHING
 """
 
 _POST: Final = """
     WITH posted AS (
-        INSERT INTO ledger_transactions (idempotency_key, tenant_id) VALUES (%(key)s, %(tenant_id)s) RETURNING id
+        INSERT INTO ledger_transactions (idempotency_key, tenant_id, kind, period)
+        VALUES (%(key)s, %(tenant_id)s, %(kind)s, %(period)s) RETURNING id
     )
     INSERT INTO ledger_entries (transaction_id, account_id, amount)
     SELECT posted.id, a.id, CASE a.kind WHEN 'receivable' THEN %(amount)s::numeric ELSE - %(amount)s::numeric END
@@ -33,13 +58,21 @@ _POST: Final = """
 
 
 def post_receivable(
-    cursor: Cursor[Any], *, tenant_id: str, currency: str, amount: Decimal, idempotency_key: str
+    cursor: Cursor[Any],
+    *,
+    tenant_id: str,
+    currency: str,
+    amount: Decimal,
+    idempotency_key: str,
+    kind: Posting = Posting.USAGE,
+    period: date | None = None,
 ) -> None:
-    """Debit what a tenant owes and credit revenue, in the transaction of `cursor`.
+    """Debit what a tenant owes and credit revenue, in the transaction of `cursor`; below zero, the other way round.
 
-    A key that was used before is a UniqueViolation: the caller makes sure that nothing is posted twice. Waits for no
-    answer, so that it can be one of many statements of a pipeline.
+    `period` is the first day of the month of the usage; None: this month. A key that was used before is a
+    UniqueViolation: the caller makes sure that nothing is posted twice. Waits for no answer, so that it can be one of
+    many statements of a pipeline.
     """
     owner = {"tenant_id": tenant_id, "currency": currency}
     cursor.execute(_OPEN_ACCOUNTS, owner)
-    cursor.execute(_POST, {**owner, "key": idempotency_key, "amount": amount})
+    cursor.execute(_POST, {**owner, "key": idempotency_key, "amount": amount, "kind": kind.value, "period": period})

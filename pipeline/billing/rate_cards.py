@@ -81,7 +81,10 @@ def ensure_rate_card(session: Session, model: str, settings: Settings) -> RateCa
 
 
 def current_rate_card(session: Session, model: str) -> RateCard | None:
-    """The card that holds now by the database's clock; None where the model has no price."""
+    """The card of this one model that holds now by the database's clock; None where it has none.
+
+    Plans of many models, and contracts, are another matter: `cards_in_effect` looks at all of them.
+    """
     return session.execute(
         select(RateCard)
         .where(RateCard.model == model, RateCard.effective_from <= func.clock_timestamp())
@@ -91,8 +94,8 @@ def current_rate_card(session: Session, model: str) -> RateCard | None:
 
 
 def list_rate_cards(session: Session, model: str | None = None) -> Sequence[RateCard]:
-    """Cards of one model or of all, by model, the newest first."""
-    query = select(RateCard).order_by(RateCard.model, RateCard.effective_from.desc())
+    """Cards of one model alone, of this or of all, by model, the newest first."""
+    query = select(RateCard).where(RateCard.model.is_not(None)).order_by(RateCard.model, RateCard.effective_from.desc())
     if model is not None:
         query = query.where(RateCard.model == model)
     return session.execute(query).scalars().all()

@@ -1,27 +1,19 @@
-"""What a usage event costs: exact decimals, from the rate card that is in effect when its result is recorded."""
+"""What usage costs: exact decimals, by the rates of one card for one model and service class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from decimal import Context, Decimal, Inexact
-from functools import cached_property, reduce
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cached_property
 
+from pipeline.billing.pricing import EXACT, PER_TOKEN, ZERO, Rate, exact_sum
 from pipeline.errors import PipelineError
+from pipeline.tables.batches import ServiceClass
 from pipeline.tables.billing import Meter
+from pipeline.tables.rates import Pricing
 
-#: Holds every amount exactly: 12 digits of quantity, 20 of price, 4 of discount. Rounding is an error, not a habit.
-_EXACT = Context(prec=60, traps=[Inexact])
-#: Prices are of this many tokens.
-_PER_TOKEN = Decimal("0.000001")
-
-
-#: The rate card of %(model)s that is in effect by the database's clock.
-RATE_CARD: Final = """
-    SELECT id, currency, input_price, cached_input_price, output_price, batch_discount FROM rate_cards
-    WHERE model = %(model)s AND effective_from <= now() ORDER BY effective_from DESC LIMIT 1
-"""
+__all__ = ["NotPricedError", "Rates", "TokenUsage", "exact_sum", "expected_cost", "worst_cost"]
 
 
 class NotPricedError(PipelineError):
@@ -52,41 +44,67 @@ class TokenUsage:
 
 @dataclass(frozen=True)
 class Rates:
-    """A rate card as rating needs it. Prices are of 1,000,000 tokens."""
+    """What the meters of one model cost by one version of a card, in one service class."""
 
     rate_card_id: int
+    plan: str
+    version: int
     currency: str
-    input_price: Decimal
-    cached_input_price: Decimal
-    output_price: Decimal
-    batch_discount: Decimal
+    service_class: ServiceClass
+    #: Of every meter.
+    by_meter: Mapping[Meter, Rate] = field(hash=False)
+    #: Part that a batch saves, 0 to 1.
+    batch_discount: Decimal = ZERO
+    class_multiplier: Decimal = Decimal(1)
 
     @cached_property
-    def unit_prices(self) -> dict[Meter, Decimal]:
+    def multiplier(self) -> Decimal:
+        """What every price is multiplied by."""
+        return EXACT.multiply(EXACT.subtract(Decimal(1), self.batch_discount), self.class_multiplier)
+
+    @cached_property
+    def _flat(self) -> dict[Meter, Decimal]:
+        """What one token costs, of the meters where it always costs the same."""
+        part = EXACT.multiply(PER_TOKEN, self.multiplier)
         return {
-            Meter.INPUT_UNCACHED: self.input_price,
-            Meter.INPUT_CACHED: self.cached_input_price,
-            Meter.OUTPUT: self.output_price,
+            meter: EXACT.multiply(rate.tiers[0].price, part) for meter, rate in self.by_meter.items() if rate.is_flat
         }
 
-    @cached_property
-    def _token_prices(self) -> dict[Meter, Decimal]:
-        """What one token costs after the discount."""
-        part = _EXACT.multiply(_PER_TOKEN, _EXACT.subtract(Decimal(1), self.batch_discount))
-        return {meter: _EXACT.multiply(price, part) for meter, price in self.unit_prices.items()}
+    def needs_quantity_before(self, meter: Meter) -> bool:
+        """Whether the price of an event depends on what the tenant has used before in the month."""
+        return meter not in self._flat
 
-    def amount(self, meter: Meter, quantity: int) -> Decimal:
-        """quantity x price / 1,000,000 x (1 - batch_discount), exactly."""
-        return _EXACT.multiply(self._token_prices[meter], Decimal(quantity))
+    def amount(self, meter: Meter, quantity: int, before: int = 0) -> Decimal:
+        """What `quantity` tokens cost after `before` of the same month, card, model, meter and class; exactly."""
+        if meter in self._flat:
+            return EXACT.multiply(self._flat[meter], Decimal(quantity))
+        return EXACT.multiply(self.by_meter[meter].between(before, quantity), self.multiplier)
+
+    def bound(self, meter: Meter, quantity: int) -> Decimal:
+        """The most that so many tokens can cost, in one event or in many, wherever in the month they fall."""
+        return EXACT.multiply(self.by_meter[meter].bound(quantity), self.multiplier)
 
 
-def exact_sum(amounts: Iterable[Decimal]) -> Decimal:
-    """The sum of amounts, which is never rounded."""
-    return reduce(_EXACT.add, amounts, Decimal(0))
+def worst_cost(rates: Rates, prompt_tokens: int, max_output_tokens: int) -> Decimal:
+    """An upper bound under any hit of the cache and any tier; holds for one request and for many taken together.
+
+    So the bound of a slice is that of its sums. A minimum of the month is part of each bound.
+    """
+    return exact_sum([_worst_input(rates, prompt_tokens), rates.bound(Meter.OUTPUT, max_output_tokens)])
 
 
-def rates_of(model: str, row: Sequence[Any] | None) -> Rates:
-    """From a row of RATE_CARD. Raises NotPricedError where there is none."""
-    if row is None:
-        raise NotPricedError(f"Model {model!r} has no rate card in effect. Add one with `ryzanstein rates set`.")
-    return Rates(*row)
+def expected_cost(rates: Rates, usage: TokenUsage, before: Mapping[Meter, int] | None = None) -> Decimal:
+    """What `usage` costs after what the tenant has used `before` in the month; nothing, if not said."""
+    return exact_sum(
+        rates.amount(meter, quantity, (before or {}).get(meter, 0)) for meter, quantity in usage.quantities()
+    )
+
+
+def _worst_input(rates: Rates, prompt_tokens: int) -> Decimal:
+    inputs = (Meter.INPUT_UNCACHED, Meter.INPUT_CACHED)
+    bounds = [rates.bound(meter, prompt_tokens) for meter in inputs]
+    # A price per token is worst where all tokens are of the dearer meter. Packages and minimums may be due twice.
+    is_linear = all(
+        rates.by_meter[meter].pricing is not Pricing.PACKAGE and not rates.by_meter[meter].minimum for meter in inputs
+    )
+    return max(bounds) if is_linear else exact_sum(bounds)

@@ -114,7 +114,8 @@ def set_rates(
             batch_discount=_decimal("--discount", batch_discount),
         )
     if as_json:
-        typer.echo(json.dumps({"id": card.id, "model": model, "effective_from": card.effective_from.isoformat()}))
+        since = card.effective_from and card.effective_from.isoformat()
+        typer.echo(json.dumps({"id": card.id, "model": model, "effective_from": since}))
     else:
         typer.echo(f"{model}: new prices from {card.effective_from:%Y-%m-%d %H:%M:%S} UTC on.")
 
@@ -124,7 +125,7 @@ def list_rates(
     data_dir: Path | None = DATA_DIR,
     as_json: bool = JSON,
 ) -> None:
-    """List rate cards, by model, the newest first. Prices are of 1,000,000 tokens."""
+    """List cards of one model, the newest first. Prices are of 1,000,000 tokens; `rates show` shows plans."""
     from pipeline.billing.currencies import decimal_text, exact_text
     from pipeline.billing.rate_cards import list_rate_cards
     from pipeline.cli.rendering import print_table
@@ -133,13 +134,19 @@ def list_rates(
         cards = list_rate_cards(session, model)
     records = [
         {
-            "model": card.model,
+            "model": card.model or "",
             "currency": card.currency,
-            "input": exact_text(card.input_price, card.currency),
-            "cached_input": exact_text(card.cached_input_price, card.currency),
-            "output": exact_text(card.output_price, card.currency),
+            **{
+                name: exact_text(price, card.currency)
+                for name, price in (
+                    ("input", card.input_price),
+                    ("cached_input", card.cached_input_price),
+                    ("output", card.output_price),
+                )
+                if price is not None
+            },
             "batch_discount": decimal_text(card.batch_discount),
-            "effective_from": card.effective_from.isoformat(timespec="seconds"),
+            "effective_from": card.effective_from.isoformat(timespec="seconds") if card.effective_from else "",
         }
         for card in cards
     ]

@@ -17,8 +17,9 @@ import psycopg
 from psycopg import Cursor
 from sqlalchemy import Connection
 
+from pipeline.billing.cards_in_effect import RATES_OF_BATCHES, rates_by_batch
 from pipeline.billing.charging import Answer, charge
-from pipeline.billing.rating import RATE_CARD, TokenUsage, rates_of
+from pipeline.billing.rating import TokenUsage
 from pipeline.billing.rollups import add_usage
 from pipeline.celery import CONTROL_QUEUE, FINALIZE
 from pipeline.jobs.claiming import ClaimedSlice
@@ -141,7 +142,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
     """Write what one group generated, in the caller's transaction. Outcomes of different batches and tenants may mix.
 
     Call `outbox.publish_soon` after the commit. Where the commit's fate is unknown, call this again with the same
-    outcomes. Raises NotPricedError for a model without a rate card, psycopg.Error as the driver does.
+    outcomes. Raises psycopg.Error as the driver does.
     """
     slices = {outcome.claimed.id: outcome.claimed for outcome in outcomes}
     driver = cast("psycopg.Connection[Any]", conn.connection.driver_connection)
@@ -151,8 +152,8 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
         locked, written = driver.cursor(), driver.cursor()
         _lock(locked, list(slices.values()))
         _set_outcomes(written, outcomes)
-        models = {claimed.model for claimed in slices.values()}
-        rates = {model: driver.execute(RATE_CARD, {"model": model}) for model in sorted(models)}
+        batch_ids = sorted({claimed.batch_id for claimed in slices.values()})
+        rates = driver.execute(RATES_OF_BATCHES, {"batch_ids": batch_ids})
         mine = dict(locked.fetchall())
         recorded = {row[0] for row in written.fetchall()}
 
@@ -163,8 +164,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
             succeeded = [outcome for outcome in new if outcome.kind is OutcomeKind.SUCCEEDED]
             if succeeded:
                 _insert_results(cursor, succeeded)
-                cards = {model: rates_of(model, row.fetchone()) for model, row in rates.items()}
-                charge(cursor, [_answer(outcome) for outcome in succeeded], cards)
+                charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_batch(rates.fetchall()))
             _count_in_slices(locked, new)
             _count_in_batches(written, new)
             settle(cursor, [_cost(outcome) for outcome in new])
@@ -206,7 +206,7 @@ def _answer(outcome: RequestOutcome) -> Answer:
     if outcome.usage is None:
         raise ValueError(f"Request {outcome.request_id} succeeded without usage.")
     claimed = outcome.claimed
-    return Answer(outcome.request_id, claimed.id, claimed.tenant_id, claimed.model, outcome.usage)
+    return Answer(outcome.request_id, claimed.id, claimed.batch_id, claimed.tenant_id, claimed.model, outcome.usage)
 
 
 def _cost(outcome: RequestOutcome) -> Cost:

@@ -37,6 +37,7 @@ from pipeline.tables.invoices import (
 )
 from pipeline.tables.limits import QueueLimit, RateLimit
 from pipeline.tables.outbox import OutboxMessage
+from pipeline.tables.rates import Contract, CreditGrant, Pricing, Rate, RatingCounter, Waste, WasteCause
 from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
 from pipeline.tables.rollups import ArchivedUsage, Period, UsageRollup
 from pipeline.tables.slices import Attempt, AttemptEnd, Slice, SliceStatus
@@ -54,6 +55,8 @@ __all__ = [
     "BatchStatus",
     "BillingDetails",
     "ClassTurn",
+    "Contract",
+    "CreditGrant",
     "CreditNote",
     "CreditReason",
     "Erasure",
@@ -79,11 +82,14 @@ __all__ = [
     "OutcomeKind",
     "PartialOutput",
     "Period",
+    "Pricing",
     "Project",
     "QueueLimit",
+    "Rate",
     "RateCard",
     "RateLimit",
     "RatedLine",
+    "RatingCounter",
     "Request",
     "Result",
     "ServedModel",
@@ -94,4 +100,6 @@ __all__ = [
     "TenantWeight",
     "UsageEvent",
     "UsageRollup",
+    "Waste",
+    "WasteCause",
 ]

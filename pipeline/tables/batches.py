@@ -60,6 +60,7 @@ class Batch(Base):
     service_class: Mapped[ServiceClass] = mapped_column(
         text_enum(ServiceClass, "service_class"), server_default=ServiceClass.STANDARD.value
     )
+    rate_card_id: Mapped[int | None] = mapped_column(ForeignKey("rate_cards.id"))
     input_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
     endpoint: Mapped[str]
     completion_window: Mapped[str]

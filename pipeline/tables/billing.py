@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal
 from enum import StrEnum
+from typing import Final
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, Numeric, SmallInteger, text
+from sqlalchemy import CheckConstraint, Date, ForeignKey, ForeignKeyConstraint, Index, Numeric, SmallInteger, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from pipeline.tables.base import Base, Created, Moment, Money, Price, RowId, text_enum
+from pipeline.tables.base import Base, Created, Moment, Money, RowId, text_enum
 from pipeline.tables.batches import ServiceClass
 
 
@@ -20,31 +22,53 @@ class Meter(StrEnum):
     OUTPUT = "output"  #: Completion tokens over all choices.
 
 
-class RateCard(Base):
-    """Prices of one model from a moment on. A change is a new card; a card in use is never edited.
+#: The plan whose cards hold where a contract names no other.
+DEFAULT_PLAN: Final = "default"
 
-    The amount of a usage event is quantity x price / 1,000,000 x (1 - batch_discount), which the scale of
-    `Money` holds exactly.
+
+class RateCard(Base):
+    """One version of the prices of a plan. Immutable once it is published, as are its rates (`tables/rates.py`).
+
+    Of the published cards of a plan that price a model, the one with the latest `effective_from` holds. The amount of
+    a usage event is its price x (1 - batch_discount) x the multiplier of its service class, which the scale of `Money`
+    holds exactly.
+
+    A card with a `model` has flat prices of that model alone: the database makes its rates from the columns here,
+    which is also what processes of the version before read and write.
     """
 
     __tablename__ = "rate_cards"
     __table_args__ = (
         Index("uq_rate_cards_model_effective_from", "model", "effective_from", unique=True),
+        Index("uq_rate_cards_plan_version", "plan", "version", unique=True),
         CheckConstraint("batch_discount BETWEEN 0 AND 1", name="discount_is_a_part"),
+        CheckConstraint("priority_multiplier >= 0 AND flex_multiplier >= 0", name="multipliers_not_negative"),
         CheckConstraint(
             "input_price >= 0 AND cached_input_price >= 0 AND output_price >= 0", name="prices_not_negative"
         ),
     )
 
     id: Mapped[RowId]
-    model: Mapped[str]
+    plan: Mapped[str] = mapped_column(server_default=DEFAULT_PLAN)
+    #: Of the plan, from 1; given by the database.
+    version: Mapped[int] = mapped_column(server_default="0")
     currency: Mapped[str]
-    input_price: Mapped[Price]
-    cached_input_price: Mapped[Price]
-    output_price: Mapped[Price]
     batch_discount: Mapped[Decimal] = mapped_column(Numeric(4, 3))
-    effective_from: Mapped[Moment] = mapped_column(server_default=text("now()"))
+    #: Of the service classes; that of `standard` is 1.
+    priority_multiplier: Mapped[Decimal] = mapped_column(Numeric(6, 3), server_default="1")
+    flex_multiplier: Mapped[Decimal] = mapped_column(Numeric(6, 3), server_default="1")
+    #: None: never by itself; of a draft, from its publication on.
+    effective_from: Mapped[Moment | None] = mapped_column(server_default=text("now()"))
+    #: None: a draft.
+    published_at: Mapped[Moment | None] = mapped_column(server_default=text("now()"))
+    #: SHA-256 of `rate_card_content(id)`, since its publication.
+    sha256: Mapped[bytes | None]
     created_at: Mapped[Created]
+
+    model: Mapped[str | None]
+    input_price: Mapped[Decimal | None] = mapped_column(Numeric(20, 6))
+    cached_input_price: Mapped[Decimal | None] = mapped_column(Numeric(20, 6))
+    output_price: Mapped[Decimal | None] = mapped_column(Numeric(20, 6))
 
 
 class UsageEvent(Base):
@@ -77,19 +101,32 @@ class UsageEvent(Base):
 class LedgerAccount(Base):
     __tablename__ = "ledger_accounts"
     __table_args__ = (
-        # One account of a kind per tenant and currency; the operator's own have no tenant.
-        Index("uq_ledger_accounts", "kind", "tenant_id", "currency", unique=True, postgresql_nulls_not_distinct=True),
+        # One account of a kind per tenant and currency, and per grant; the operator's own have no tenant.
+        Index(
+            "uq_ledger_accounts",
+            "kind",
+            "tenant_id",
+            "currency",
+            "grant_id",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+        ),
     )
 
     id: Mapped[RowId]
-    #: `receivable` (of a tenant) or `revenue` (the operator's).
+    #: See `pipeline/billing/ledger.py`.
     kind: Mapped[str]
     tenant_id: Mapped[str | None] = mapped_column(ForeignKey("tenants.id"))
     currency: Mapped[str]
+    #: Of accounts of kind `credit`.
+    grant_id: Mapped[str | None] = mapped_column(ForeignKey("credit_grants.id"))
 
 
 class LedgerTransaction(Base):
-    """One recorded group of outcomes of one tenant; its entries sum to zero, its rated lines are its detail."""
+    """What is posted at once of one tenant; its entries sum to zero.
+
+    Of recorded outcomes and of adjustments, the rated lines that refer to it are the detail.
+    """
 
     __tablename__ = "ledger_transactions"
 
@@ -97,6 +134,10 @@ class LedgerTransaction(Base):
     #: Derived from what is recorded; unique for ever.
     idempotency_key: Mapped[str] = mapped_column(unique=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
+    #: Why it was posted: see `pipeline/billing/ledger.py`.
+    kind: Mapped[str] = mapped_column(server_default="usage")
+    #: First day of the month of the usage that it is about; None: the month, in UTC, in which it was posted.
+    period: Mapped[date | None] = mapped_column(Date)
     created_at: Mapped[Created]
 
 
@@ -111,7 +152,10 @@ class LedgerEntry(Base):
 
 
 class RatedLine(Base):
-    """The price of one usage event. A correction is a new revision, which supersedes the one before."""
+    """The price of one usage event. A correction is a new revision, which supersedes the one before.
+
+    An event without a line is unrated: it is never taken for free, and blocks the invoice of its month.
+    """
 
     __tablename__ = "rated_lines"
     __table_args__ = (ForeignKeyConstraint(["request_id", "meter"], ["usage_events.request_id", "usage_events.meter"]),)
@@ -122,7 +166,10 @@ class RatedLine(Base):
     rate_card_id: Mapped[int] = mapped_column(ForeignKey("rate_cards.id"))
     ledger_transaction_id: Mapped[int] = mapped_column(ForeignKey("ledger_transactions.id"))
     quantity: Mapped[int]
-    unit_price: Mapped[Price]
+    #: What had been used before by the same rate, tenant, month and service class; 0 where the price is flat.
+    quantity_before: Mapped[int] = mapped_column(server_default="0")
+    #: Of 1,000,000 tokens, or of a package; None where it depends on the quantity.
+    unit_price: Mapped[Decimal | None] = mapped_column(Numeric(20, 6))
     amount: Mapped[Money]
     currency: Mapped[str]
     rated_at: Mapped[Created]

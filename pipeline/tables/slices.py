@@ -90,5 +90,7 @@ class Attempt(Base):
     num_unsuccessful: Mapped[int] = mapped_column(server_default="0")
     #: Tokens computed for requests that this attempt recorded.
     num_tokens: Mapped[int] = mapped_column(server_default="0")
-    #: Tokens computed and thrown away (crash, drain, cancel), as far as the group could tell.
+    #: Their shares of the engine's time. None: a group of the version before did not say.
+    engine_ms: Mapped[int | None]
+    #: Tokens computed and thrown away (crash, drain, cancel), as far as the group could tell; `waste` has the causes.
     num_wasted_tokens: Mapped[int] = mapped_column(server_default="0")

@@ -7,10 +7,11 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+import structlog
 from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 
-from pipeline.billing.rating import NotPricedError, TokenUsage
+from pipeline.billing.rating import TokenUsage
 from pipeline.jobs.claiming import ClaimedSlice, PlannedRequest, claim_slice, load_requests
 from pipeline.jobs.lines import output_line
 from pipeline.jobs.recording import Recorded, RequestOutcome, record_outcomes
@@ -27,9 +28,9 @@ def tenant(database: Engine) -> SeededTenant:
     return seed_tenant(database)
 
 
-def claim(database: Engine) -> tuple[ClaimedSlice, list[PlannedRequest]]:
+def claim(database: Engine, model: str = MODEL) -> tuple[ClaimedSlice, list[PlannedRequest]]:
     with database.begin() as conn:
-        claimed = claim_slice(conn, model=MODEL, group_id=GROUP, lease_seconds=30)
+        claimed = claim_slice(conn, model=model, group_id=GROUP, lease_seconds=30)
         assert claimed is not None
         return claimed, load_requests(conn, claimed)
 
@@ -231,14 +232,25 @@ def test_answers_have_the_price_of_the_moment(database: Engine, tenant: SeededTe
     ]
 
 
-def test_nothing_is_written_for_a_model_without_a_price(database: Engine, tenant: SeededTenant) -> None:
-    seed_batch(database, tenant, [1])
-    claimed, (request,) = claim(database)
-    sql(database, "DELETE FROM rate_cards")
-    with pytest.raises(NotPricedError, match="has no rate card"):
+def test_an_answer_that_nothing_prices_is_kept_unrated_and_reported(database: Engine, tenant: SeededTenant) -> None:
+    seed_batch(database, tenant, [1], model="unpriced")
+    claimed, (request,) = claim(database, "unpriced")
+    with structlog.testing.capture_logs() as logs:
         record(database, [answer(claimed, request)])
-    assert sql(database, "SELECT outcome FROM requests") == [(None,)]
-    assert sql(database, "SELECT count(*) FROM results") == [(0,)]
+    assert sql(database, "SELECT outcome FROM requests") == [("succeeded",)]
+    assert sql(database, "SELECT count(*), sum(quantity) FROM usage_events") == [(2, 12)]
+    assert sql(database, "SELECT count(*) FROM rated_lines") == [(0,)]
+    assert [(log["log_level"], log["model"], log["requests"]) for log in logs] == [("error", "unpriced", [request.id])]
+
+
+def test_a_batch_keeps_the_price_that_was_agreed(database: Engine, tenant: SeededTenant) -> None:
+    seed_batch(database, tenant, [1])
+    sql(database, "UPDATE batches SET rate_card_id = (SELECT min(id) FROM rate_cards)")
+    card = "INSERT INTO rate_cards (model, currency, input_price, cached_input_price, output_price, batch_discount)"
+    sql(database, f"{card} VALUES ('{MODEL}', 'USD', 2, 1, 3, 0)")
+    claimed, (request,) = claim(database)
+    record(database, [answer(claimed, request)])
+    assert sql(database, "SELECT amount FROM rated_lines WHERE meter = 'output'") == [(5 * OUTPUT / 10**6,)]
 
 
 def test_recording_again_waits_for_a_commit_that_is_still_on_its_way(database: Engine, tenant: SeededTenant) -> None:

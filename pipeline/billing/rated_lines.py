@@ -1,0 +1,151 @@
+"""Rated lines: what usage events cost, written with the transactions of the ledger whose detail they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any, Final
+
+from psycopg import Cursor
+
+from pipeline.billing.counters import Ladder, advance
+from pipeline.billing.ledger import Posting, post_receivable
+from pipeline.billing.pricing import EXACT, ZERO, exact_sum
+from pipeline.billing.rating import Rates
+from pipeline.tables.billing import Meter
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A usage event as rating sees it."""
+
+    request_id: int
+    meter: Meter
+    quantity: int
+    tenant_id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What an event costs by one card."""
+
+    event: Event
+    rate_card_id: int
+    quantity_before: int
+    #: Of 1,000,000 tokens, or of a package; None where it depends on the quantity.
+    unit_price: Decimal | None
+    amount: Decimal
+    currency: str
+    revision: int = 1
+    #: Of the revision before.
+    amount_before: Decimal = ZERO
+
+
+_INSERT: Final = """
+    INSERT INTO rated_lines (request_id, meter, revision, rate_card_id, ledger_transaction_id, quantity,
+                             quantity_before, unit_price, amount, currency)
+    SELECT o.request_id, o.meter, o.revision, o.rate_card_id, t.id, o.quantity, o.before, o.unit_price, o.amount,
+           o.currency
+    FROM unnest(%(ids)b::bigint[], %(meters)b::text[], %(revisions)b::smallint[], %(card_ids)b::bigint[],
+                %(keys)b::text[], %(quantities)b::bigint[], %(befores)b::bigint[], %(unit_prices)b::numeric[],
+                %(amounts)b::numeric[], %(currencies)b::text[])
+        AS o (request_id, meter, revision, rate_card_id, key, quantity, before, unit_price, amount, currency)
+    JOIN ledger_transactions t ON t.idempotency_key = o.key
+"""
+
+
+def make_lines(cursor: Cursor[Any], events: Sequence[tuple[Event, Rates]], month: date | None = None) -> list[Line]:
+    """Rate events in their order, after what the month's counters say; waits for an answer only where a rate needs one.
+
+    `month` is that of the events; None: this one.
+    """
+    added: dict[Ladder, int] = defaultdict(int)
+    for event, rates in events:
+        if rates.needs_quantity_before(event.meter):
+            added[_ladder(event, rates)] += event.quantity
+    before = advance(cursor, added, month)
+    lines = []
+    for event, rates in events:
+        quantity_before = 0
+        if rates.needs_quantity_before(event.meter):
+            ladder = _ladder(event, rates)
+            quantity_before = before[ladder]
+            before[ladder] += event.quantity
+        lines.append(line_of(event, rates, quantity_before))
+    return lines
+
+
+def line_of(event: Event, rates: Rates, quantity_before: int) -> Line:
+    """The line of an event by a card; always the same for the same."""
+    return Line(
+        event=event,
+        rate_card_id=rates.rate_card_id,
+        quantity_before=quantity_before,
+        unit_price=rates.by_meter[event.meter].unit_price,
+        amount=rates.amount(event.meter, event.quantity, quantity_before),
+        currency=rates.currency,
+    )
+
+
+def write_lines(
+    cursor: Cursor[Any],
+    lines: Sequence[Line],
+    *,
+    source: str,
+    kind: Posting = Posting.USAGE,
+    period: date | None = None,
+) -> None:
+    """Write lines, and one transaction of the ledger per tenant and currency. Waits for no answer.
+
+    The transaction's key is made of `source` and of the lines' requests and revisions: written twice, they are a
+    UniqueViolation.
+    """
+    by_owner: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in lines:
+        by_owner[line.event.tenant_id, line.currency].append(line)
+    written: list[tuple[Line, str]] = []
+    for (tenant_id, currency), owned in sorted(by_owner.items()):
+        key = _idempotency_key(source, owned)
+        amount = exact_sum(EXACT.subtract(line.amount, line.amount_before) for line in owned)
+        post_receivable(
+            cursor,
+            tenant_id=tenant_id,
+            currency=currency,
+            amount=amount,
+            idempotency_key=key,
+            kind=kind,
+            period=period,
+        )
+        written += [(line, key) for line in owned]
+    if written:
+        cursor.execute(_INSERT, _columns(written))
+
+
+def _columns(written: Sequence[tuple[Line, str]]) -> dict[str, list[Any]]:
+    return {
+        "ids": [line.event.request_id for line, _ in written],
+        "meters": [line.event.meter.value for line, _ in written],
+        "revisions": [line.revision for line, _ in written],
+        "card_ids": [line.rate_card_id for line, _ in written],
+        "keys": [key for _, key in written],
+        "quantities": [line.event.quantity for line, _ in written],
+        "befores": [line.quantity_before for line, _ in written],
+        "unit_prices": [line.unit_price for line, _ in written],
+        "amounts": [line.amount for line, _ in written],
+        "currencies": [line.currency for line, _ in written],
+    }
+
+
+def _ladder(event: Event, rates: Rates) -> Ladder:
+    return Ladder(event.tenant_id, rates.rate_card_id, event.model, event.meter, rates.service_class)
+
+
+def _idempotency_key(source: str, lines: Iterable[Line]) -> str:
+    """The same for the same lines; a line is written once, so no two transactions share a key."""
+    ids = ",".join(sorted({f"{line.event.request_id}/{line.revision}" for line in lines}))
+    return f"{source}:{hashlib.sha256(ids.encode()).hexdigest()}"
