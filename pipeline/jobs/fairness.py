@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from psycopg import Cursor
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -42,7 +42,7 @@ EXPECTED_COST: Final = """(
 )"""
 
 #: Whether a batch `b` is worked on.
-IS_WORKED_ON: Final = "b.status = 'in_progress' AND b.expires_at > now()"
+IS_WORKED_ON: Final = "b.status = 'in_progress' AND b.expires_at > now() AND b.pause_reason IS NULL"
 
 #: Two common tables for `WITH RECURSIVE`, of the model `:model`. `heads`: the first slice in the queue of each tenant
 #: in each class, found by an index lookup each, however many slices wait. `counters`: of everyone who was ever served.
@@ -165,7 +165,7 @@ def lift(conn: Connection, batch_id: str, model: str) -> None:
 
 def set_weight(session: Session, tenant_id: str, weight: Decimal) -> None:
     """Set a tenant's share against that of the others; what it was served before stays counted as it was."""
-    if not _LEAST_WEIGHT <= weight <= _GREATEST_WEIGHT or weight != round(weight, 3):
+    if not weight.is_finite() or not _LEAST_WEIGHT <= weight <= _GREATEST_WEIGHT or weight != round(weight, 3):
         raise UserError(
             f"{weight} is no weight: give a number from {_LEAST_WEIGHT} to {_GREATEST_WEIGHT}, of three decimals at "
             "most. Everyone who was given none has 1."
@@ -176,5 +176,5 @@ def set_weight(session: Session, tenant_id: str, weight: Decimal) -> None:
 
 def weight_of(session: Session, tenant_id: str) -> Decimal:
     """A tenant's weight; 1 where none was set."""
-    found = session.get(TenantWeight, tenant_id)
-    return Decimal(1) if found is None else found.weight
+    found = session.scalar(select(TenantWeight.weight).where(TenantWeight.tenant_id == tenant_id))
+    return Decimal(1) if found is None else found
