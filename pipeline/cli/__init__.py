@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 import typer
 
-from pipeline.cli import admin, auditing, client, compliance, doctor, groups, reporting, server, stack
+from pipeline.cli import admin, auditing, client, compliance, doctor, groups, reporting, server, stack, upkeep
 from pipeline.errors import UserError
 from pipeline.settings import get_settings
 
@@ -44,7 +44,7 @@ def _root(
 
 
 # In the order of `--help`; what a command needs is imported when it runs.
-for _commands in (stack, groups, client, admin, reporting, auditing, compliance, server, doctor):
+for _commands in (stack, groups, client, admin, reporting, upkeep, auditing, compliance, server, doctor):
     _commands.register(app)
 
 

@@ -20,17 +20,20 @@ _CSV = typer.Option(False, "--csv", help="Print CSV.")
 #: In tables for people: what the heading says already, and what is one column too many.
 _HIDDEN = {"month", "kind", "currency", "tenant_id", "api_key_id"}
 
-#: `ryzanstein bill …`: other modules add their commands to it.
+#: `ryzanstein usage …` and `ryzanstein bill …`: other modules add their commands to them.
+usage_commands = typer.Typer(help="Usage of a month, and how it is kept.", invoke_without_command=True)
 bill_commands = typer.Typer(help="Bills of a month, and all that is made of them.", invoke_without_command=True)
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(usage)
+    usage_commands.callback()(usage)
+    app.add_typer(usage_commands, name="usage")
     bill_commands.callback()(bill)
     app.add_typer(bill_commands, name="bill")
 
 
 def usage(
+    context: typer.Context,
     month: str | None = _MONTH,
     tenant: str | None = TENANT,
     by: list[str] = _BY,
@@ -39,6 +42,8 @@ def usage(
     as_csv: bool = _CSV,
 ) -> None:
     """Tokens that were used in a month, by tenant and model."""
+    if context.invoked_subcommand is not None:
+        return
     from pipeline.billing.reports import usage_report
     from pipeline.cli.rendering import print_csv, print_table, usage_record
 
