@@ -35,6 +35,8 @@ def upgrade() -> None:
     _add_tables()
     _close_what_is_issued()
     op.add_column("batches", sa.Column("has_receipts", sa.Boolean(), server_default=sa.false(), nullable=False))
+    op.add_column("batches", sa.Column("model_revision", sa.Text(), nullable=True))
+    op.add_column("batches", sa.Column("tokenizer_revision", sa.Text(), nullable=True))
     op.add_column("results", sa.Column("output_token_ids", sa.LargeBinary(), nullable=True))
 
 
@@ -185,7 +187,8 @@ def _close_what_is_issued() -> None:
 
 def downgrade() -> None:
     op.drop_column("results", "output_token_ids")
-    op.drop_column("batches", "has_receipts")
+    for column in ("tokenizer_revision", "model_revision", "has_receipts"):
+        op.drop_column("batches", column)
     for table in ("billing_details", "invoice_numbers", "invoice_items", "invoice_lines", "invoices"):
         op.drop_table(table)
     for function in ("invoices_are_kept", "invoice_part_is_closed", "invoice_is_closed"):

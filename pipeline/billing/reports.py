@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
@@ -46,6 +46,10 @@ class Month:
     def of(cls, moment: datetime) -> Month:
         in_utc = moment.astimezone(UTC)
         return cls(in_utc.year, in_utc.month)
+
+    @classmethod
+    def of_day(cls, day: date) -> Month:
+        return cls(day.year, day.month)
 
     @property
     def start(self) -> datetime:
@@ -171,7 +175,7 @@ def bills(session: Session, month: Month, *, tenant_id: str | None = None, by: S
 
     Raises UnratedUsageError where a usage event has no price: it is never taken for free.
     """
-    _check_all_rated(session, month, tenant_id)
+    check_all_rated(session, month, tenant_id)
     keys = _keys(by)
     query = (
         select(
@@ -186,7 +190,7 @@ def bills(session: Session, month: Month, *, tenant_id: str | None = None, by: S
             *(_amount(meter) for meter in Meter),
         )
         .select_from(UsageEvent)
-        .join(RatedLine, _prices_event())
+        .join(RatedLine, prices_event())
         .join(RateCard, RateCard.id == RatedLine.rate_card_id)
         .group_by(*keys.values(), RatedLine.currency, RateCard.id)
         .order_by(*keys.values(), RateCard.id)
@@ -248,7 +252,7 @@ def _amount(wanted: Meter) -> ColumnElement[Decimal]:
     return cast(func.coalesce(total, 0), Numeric).label(f"{wanted}_amount")
 
 
-def _prices_event() -> ColumnElement[bool]:
+def prices_event() -> ColumnElement[bool]:
     """The latest revision of the price of a usage event."""
     newer = aliased(RatedLine)
     is_superseded = (
@@ -272,7 +276,8 @@ def _of_month(query: Select[*tuple[Any, ...]], month: Month, tenant_id: str | No
     return query if tenant_id is None else query.where(UsageEvent.tenant_id == tenant_id)
 
 
-def _check_all_rated(session: Session, month: Month, tenant_id: str | None) -> None:
+def check_all_rated(session: Session, month: Month, tenant_id: str | None) -> None:
+    """Raises UnratedUsageError where a usage event of the month has no price."""
     is_rated = select(RatedLine.revision).where(
         RatedLine.request_id == UsageEvent.request_id, RatedLine.meter == UsageEvent.meter
     )

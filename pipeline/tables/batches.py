@@ -69,6 +69,9 @@ class Batch(Base):
     output_expires_after_seconds: Mapped[int | None]
     #: Whether its output lines carry signed receipts; see `pipeline/billing/receipts.py`.
     has_receipts: Mapped[bool] = mapped_column(server_default=false())
+    #: Of a batch with receipts, set by intake: what its model and its tokenizer were then.
+    model_revision: Mapped[str | None]
+    tokenizer_revision: Mapped[str | None]
 
     status: Mapped[BatchStatus] = mapped_column(text_enum(BatchStatus, "status"))
     created_at: Mapped[Created]

@@ -135,7 +135,7 @@ class InvoiceItem(Base):
 
 
 class InvoiceNumber(Base):
-    """The last number of a year; taken under its row's lock in the transaction that issues, so that none is left out."""
+    """The last number of a year. Who issues takes the next under the row's lock, so that none is left out."""
 
     __tablename__ = "invoice_numbers"
 
