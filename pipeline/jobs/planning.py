@@ -9,13 +9,14 @@ beginnings of prompts pass by in a stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from sqlalchemy import Connection, text
 
 from pipeline.jobs import outbox
+from pipeline.jobs.fairness import lift
 from pipeline.jobs.intake_table import INTAKE_TABLE
 from pipeline.settings import Settings
 from pipeline.tables import Batch
@@ -35,11 +36,12 @@ _SHARING_TOKENS: Final = 16
 _COMPARED_TOKENS: Final = 1_024
 _BYTES_PER_TOKEN: Final = 4
 
-#: Rows of the stream that are in memory at once; each may be `_COMPARED_TOKENS` long.
-_STREAM_ROWS: Final = 1_000
+#: Beginnings of the stream that are in memory at once, in tokens, if each has as many as are compared.
+_STREAM_TOKENS: Final = 1_024_000
 
 _IN_ORDER: Final = text(f"""
-    SELECT line, num_tokens, num_prompt_tokens + least(num_tokens - num_prompt_tokens, :answer_tokens) AS size,
+    SELECT line, num_tokens, num_prompt_tokens,
+           num_prompt_tokens + least(num_tokens - num_prompt_tokens, :answer_tokens) AS size,
            substr(prompt_token_ids, 1, :num_bytes) AS beginning
     FROM {INTAKE_TABLE} ORDER BY prompt_token_ids, line
 """)  # noqa: S608 - a constant
@@ -47,12 +49,15 @@ _READY_GROUPS: Final = text("SELECT count(*) FROM groups WHERE model = :model AN
 _INSERT_SLICES: Final = text("""
     INSERT INTO slices
         (batch_id, tenant_id, service_class, model, position, deadline, num_requests, num_unfinished, num_tokens,
-         status)
+         num_prompt_tokens, num_shared_tokens, num_answer_tokens, status)
     SELECT b.id, b.tenant_id, b.service_class, :model, cut.position, b.expires_at, cut.num_requests,
-           cut.num_requests, cut.num_tokens, 'pending'
+           cut.num_requests, cut.num_tokens, cut.num_prompt_tokens, cut.num_shared_tokens, cut.num_answer_tokens,
+           'pending'
     FROM batches b,
-         unnest(CAST(:positions AS bigint[]), CAST(:num_requests AS bigint[]), CAST(:num_tokens AS bigint[]))
-             AS cut (position, num_requests, num_tokens)
+         unnest(CAST(:positions AS bigint[]), CAST(:num_requests AS bigint[]), CAST(:num_tokens AS bigint[]),
+                CAST(:num_prompt_tokens AS bigint[]), CAST(:num_shared_tokens AS bigint[]),
+                CAST(:num_answer_tokens AS bigint[]))
+             AS cut (position, num_requests, num_tokens, num_prompt_tokens, num_shared_tokens, num_answer_tokens)
     WHERE b.id = :batch_id ORDER BY cut.position
 """)
 # Rows are numbered in the order in which they are selected, so that the order of ids is the planned one.
@@ -75,9 +80,10 @@ class Order:
     lines: list[int] = field(default_factory=list)
     #: Prompt tokens and max_tokens: the most work that it can be.
     num_tokens: list[int] = field(default_factory=list)
+    num_prompt_tokens: list[int] = field(default_factory=list)
     #: The part of `num_tokens` that counts towards the size of a slice.
     sizes: list[int] = field(default_factory=list)
-    #: Tokens that the prompt has in common with the one before.
+    #: Tokens that the prompt has in common with the one before, and so with any before it.
     shared: list[int] = field(default_factory=list)
 
 
@@ -98,9 +104,8 @@ def plan(conn: Connection, batch: Batch, model: str, settings: Settings) -> int:
     In the transaction of intake. The caller sets the batch's status, and calls `outbox.publish_soon` after the commit.
     """
     conn.execute(text("SET LOCAL work_mem = '64MB'"))  # most batches are sorted without a file
-    order = _order(conn)
-    num_groups = int(conn.scalar(_READY_GROUPS, {"model": model}) or 0)
-    cuts = cut_slices(order, _slice_tokens(sum(order.sizes), num_groups, settings), settings.slice_requests)
+    order = order_requests(conn)
+    cuts = cut_order(conn, order, model, settings)
     if not cuts:
         return 0
     conn.execute(
@@ -111,6 +116,7 @@ def plan(conn: Connection, batch: Batch, model: str, settings: Settings) -> int:
             "positions": list(range(len(cuts))),
             "num_requests": [cut.num_requests for cut in cuts],
             "num_tokens": [cut.num_tokens for cut in cuts],
+            **_expected(order, cuts),
         },
     )
     conn.execute(
@@ -118,7 +124,26 @@ def plan(conn: Connection, batch: Batch, model: str, settings: Settings) -> int:
         {"batch_id": batch.id, "lines": order.lines, "first_places": [cut.first + 1 for cut in cuts]},
     )
     outbox.add_tickets(conn, model, len(cuts))
+    lift(conn, batch.id, model)
     return len(cuts)
+
+
+def cut_order(conn: Connection, order: Order, model: str, settings: Settings) -> list[Cut]:
+    """Into slices that suit the groups that are ready for `model`."""
+    num_groups = int(conn.scalar(_READY_GROUPS, {"model": model}) or 0)
+    return cut_slices(order, _slice_tokens(sum(order.sizes), num_groups, settings), settings.slice_requests)
+
+
+def _expected(order: Order, cuts: Sequence[Cut]) -> dict[str, list[int]]:
+    """What slices are expected to be. A slice may be the first of its batch in its group, which then shares nothing."""
+    ranges = [(cut.first, cut.first + cut.num_requests) for cut in cuts]
+    return {
+        "num_prompt_tokens": [sum(order.num_prompt_tokens[first:end]) for first, end in ranges],
+        "num_shared_tokens": [sum(order.shared[first + 1 : end]) for first, end in ranges],
+        "num_answer_tokens": [
+            sum(order.sizes[first:end]) - sum(order.num_prompt_tokens[first:end]) for first, end in ranges
+        ],
+    }
 
 
 def cut_slices(order: Order, slice_tokens: int, slice_requests: int) -> list[Cut]:
@@ -158,25 +183,27 @@ def num_shared_tokens(before: bytes, after: bytes) -> int:
     return num_bytes // (_SHARING_TOKENS * _BYTES_PER_TOKEN) * _SHARING_TOKENS
 
 
-def _order(conn: Connection) -> Order:
+def order_requests(conn: Connection, compared_tokens: int = _COMPARED_TOKENS) -> Order:
+    """The requests of the intake table in planned order; beginnings are compared up to so many tokens."""
     order, before = Order(), b""
-    for line, num_tokens, size, beginning in _stream(conn):
+    for line, num_tokens, num_prompt_tokens, size, beginning in _stream(conn, compared_tokens):
         order.lines.append(line)
         order.num_tokens.append(num_tokens)
+        order.num_prompt_tokens.append(num_prompt_tokens)
         order.sizes.append(size)
         order.shared.append(num_shared_tokens(before, beginning))
         before = beginning
     return order
 
 
-def _stream(conn: Connection) -> Iterator[tuple[int, int, int, bytes]]:
+def _stream(conn: Connection, compared_tokens: int) -> Iterator[tuple[int, int, int, int, bytes]]:
     rows = conn.execute(
         _IN_ORDER,
-        {"answer_tokens": EXPECTED_ANSWER_TOKENS, "num_bytes": _COMPARED_TOKENS * _BYTES_PER_TOKEN},
-        execution_options={"yield_per": _STREAM_ROWS},
+        {"answer_tokens": EXPECTED_ANSWER_TOKENS, "num_bytes": compared_tokens * _BYTES_PER_TOKEN},
+        execution_options={"yield_per": max(1, _STREAM_TOKENS // compared_tokens)},
     )
     for row in rows:
-        yield row.line, row.num_tokens, row.size, row.beginning
+        yield row.line, row.num_tokens, row.num_prompt_tokens, row.size, row.beginning
 
 
 def _slice_tokens(total: int, num_groups: int, settings: Settings) -> int:
