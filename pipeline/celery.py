@@ -25,12 +25,13 @@ from pipeline.settings import get_settings
 PREPARE: Final = "control.prepare"  #: args [batch_id]: intake and planning of a batch that is `validating`.
 CANCEL: Final = "control.cancel"  #: args [batch_id]: give the waiting requests of a cancelled batch their outcome.
 FINALIZE: Final = "control.finalize"  #: args [batch_id]: close a batch of which every request has an outcome.
+QUOTE: Final = "control.quote"  #: args [quote_id]: compute a quote.
 SWEEP: Final = "control.sweep"  #: no args, from beat.
 RELAY: Final = "control.relay"  #: no args, from beat.
 GENERATE: Final = "generate.slice"  #: args [model]: a ticket; entitles the receiving group to claim one slice.
 
 #: What the arguments of a task are, for `describe_args`.
-_ARG_NAMES: Final = {PREPARE: ("batch",), CANCEL: ("batch",), FINALIZE: ("batch",), GENERATE: ("model",)}
+_ARG_NAMES: Final = {PREPARE: ("batch",), CANCEL: ("batch",), FINALIZE: ("batch",), QUOTE: ("quote",), GENERATE: ("model",)}
 
 CONTROL_QUEUE: Final = "control"
 

@@ -12,8 +12,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import ConfigurationError
 from pipeline.redis_urls import has_readable_port, tls_options
+from pipeline.schemas.windows import window_seconds
 
 PREFIX = "RYZANSTEIN_"
+
+#: The shortest and the longest of completion windows.
+_WINDOWS = "^[1-9][0-9]{0,5}[mhd]-[1-9][0-9]{0,5}[mhd]$"
 
 
 class Settings(BaseSettings):
@@ -51,6 +55,8 @@ class Settings(BaseSettings):
     max_line_bytes: int = Field(4 * 1024**2, gt=0, description="Longest line in the input file of a batch, in bytes.")
     file_expiry_seconds: int = Field(30 * 86400, ge=3600, description="Age at which an input file expires by itself.")
 
+    quote_hours: int = Field(24, gt=0, le=24 * 90, description="Time for which the price of a quote holds, in hours.")
+
     # --- planning and leases
     slice_tokens: int = Field(
         65_536,
@@ -87,6 +93,18 @@ class Settings(BaseSettings):
         300.0,
         gt=0,
         description="A class that waits while higher ones are served gets a slice of every group at least so often.",
+    )
+
+    priority_windows: str = Field(
+        "15m-24h", pattern=_WINDOWS, description="Completion windows of the class `priority`: shortest-longest."
+    )
+    standard_windows: str = Field("15m-7d", pattern=_WINDOWS, description="The same of the class `standard`.")
+    flex_windows: str = Field("24h-7d", pattern=_WINDOWS, description="The same of the class `flex`.")
+    missed_window_credit: Decimal = Field(
+        Decimal("0.25"),
+        ge=0,
+        le=1,
+        description="Part of its cost that is credited for a batch that had not ended when its window did. 0 is none.",
     )
 
     # --- group
@@ -178,6 +196,14 @@ class Settings(BaseSettings):
     def _check_redis_url(cls, url: SecretStr) -> SecretStr:
         tls_options(url.get_secret_value())
         return url
+
+    @field_validator("priority_windows", "standard_windows", "flex_windows")
+    @classmethod
+    def _check_windows(cls, windows: str) -> str:
+        shortest, longest = map(window_seconds, windows.split("-"))
+        if shortest > longest:
+            raise ValueError("the shortest comes first")
+        return windows
 
     @field_validator("database_url")
     @classmethod

@@ -10,9 +10,10 @@ from pydantic import WithJsonSchema
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from pipeline.files import FileNotFoundForTenantError, find_file
 from pipeline.gateway.auth import Caller
 from pipeline.gateway.errors import ApiError, conflict, invalid
+from pipeline.gateway.input_files import batch_input_file
+from pipeline.gateway.quotes import agreed_quote
 from pipeline.ids import new_id
 from pipeline.jobs import outbox
 from pipeline.jobs.cancelling import BatchNotCancellableError, BatchNotFoundError, cancel_batch
@@ -20,9 +21,8 @@ from pipeline.jobs.idempotency import IdempotencyKeyReusedError, claim_key
 from pipeline.jobs.submission import submit_batch
 from pipeline.paging import read_page
 from pipeline.schemas.batches import BatchCreate, BatchObject
-from pipeline.schemas.files import BATCH_PURPOSE
 from pipeline.schemas.lists import ListPage
-from pipeline.tables import Batch, BatchError, BatchStatus, File, OnInvalid
+from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid, ServiceClass
 from pipeline.tables.session import transaction
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -78,6 +78,7 @@ def create_batch(
     With an `Idempotency-Key`, sending the same again gives the same batch, as it is by then.
     """
     on_invalid = body.on_invalid or header or OnInvalid.FAIL
+    service_class = body.service_class or ServiceClass.STANDARD
     expires_after = body.output_expires_after
     batch_id = new_id("batch")
     with transaction() as session:
@@ -89,38 +90,25 @@ def create_batch(
                 raise conflict(str(error), param="Idempotency-Key", code="idempotency_key_reused") from None
             if first_id != batch_id:
                 return _read(session, caller.tenant_id, first_id)
+        quote = None if body.quote_id is None else agreed_quote(session, caller, body, on_invalid, service_class)
         batch = submit_batch(
             session,
             tenant_id=caller.tenant_id,
             api_key_id=caller.api_key_id,
             project_id=caller.project_id,
-            input_file=_input_file(session, caller.tenant_id, body.input_file_id),
+            input_file=batch_input_file(session, caller, body.input_file_id),
             endpoint=body.endpoint,
             completion_window=body.completion_window,
+            service_class=service_class,
             metadata=body.metadata,
             on_invalid=on_invalid,
             output_expires_after_seconds=None if expires_after is None else expires_after.seconds,
+            quote=quote,
+            max_cost=body.max_cost,
             batch_id=batch_id,
         )
     outbox.publish_soon()
     return BatchObject.of(batch)
-
-
-def _input_file(session: Session, tenant_id: str, file_id: str) -> File:
-    """Locked, so that it is not deleted before the batch that refers to it is there."""
-    try:
-        file = find_file(session, tenant_id, file_id, lock=True)
-    except FileNotFoundForTenantError:
-        raise invalid(
-            "input_file_id", f"Invalid 'input_file_id': no such File object: {file_id[:128]}.", "file_not_found"
-        ) from None
-    if file.purpose != BATCH_PURPOSE:
-        raise invalid(
-            "input_file_id",
-            f"Invalid 'input_file_id': {file_id} was uploaded for '{file.purpose}'; upload it with the purpose "
-            f"'{BATCH_PURPOSE}'.",
-        )
-    return file
 
 
 @router.get("")

@@ -10,8 +10,10 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection, text
 
+from pipeline.billing import holds
 from pipeline.jobs import outbox
 from pipeline.jobs.choosing import BEST, TAKE_TURN, queue_params
+from pipeline.jobs.pausing import hold_or_pause
 from pipeline.jobs.planning import EXPECTED_ANSWER_TOKENS
 from pipeline.schemas.generation import GenerationParams
 from pipeline.settings import get_settings
@@ -113,7 +115,7 @@ _RENEW: Final = text("""
     SET lease_expires_at = CASE WHEN s.status = 'claimed' THEN clock_timestamp() + make_interval(secs => :lease_seconds)
                            END
     FROM mine, batches b WHERE s.id = mine.id AND b.id = s.batch_id
-    RETURNING s.id, b.status, b.expires_at <= clock_timestamp()
+    RETURNING s.id, b.status, b.expires_at <= clock_timestamp() AND b.pause_reason IS NULL
 """)
 
 _EXPIRE: Final = text("""
@@ -135,32 +137,32 @@ def claim_slice(
     conn: Connection, *, model: str, group_id: str, lease_seconds: float, last_slice: ClaimedSlice | None = None
 ) -> ClaimedSlice | None:
     """Claim the best pending slice of `model`, if there is one. `last_slice` is what this group claimed before."""
-    row = conn.execute(
-        _CLAIM,
-        {
-            "model": model,
-            "group_id": group_id,
-            "lease_seconds": lease_seconds,
-            "last_batch_id": last_slice.batch_id if last_slice else "",
-            "next_position": last_slice.position + 1 if last_slice else 0,
-            "last_tenant_id": last_slice.tenant_id if last_slice else "",
-            **queue_params(get_settings()),
-        },
-    ).one_or_none()
-    if row is None:
-        return None
-    return ClaimedSlice(
-        id=row.id,
-        lease_epoch=row.lease_epoch,
-        group_id=group_id,
-        batch_id=row.batch_id,
-        position=row.position,
-        deadline=row.deadline,
-        tenant_id=row.tenant_id,
-        api_key_id=row.api_key_id,
-        model=model,
-        endpoint=row.endpoint,
-    )
+    params = {
+        "model": model,
+        "group_id": group_id,
+        "lease_seconds": lease_seconds,
+        "last_batch_id": last_slice.batch_id if last_slice else "",
+        "next_position": last_slice.position + 1 if last_slice else 0,
+        "last_tenant_id": last_slice.tenant_id if last_slice else "",
+        **queue_params(get_settings()),
+    }
+    # Each batch that has no room in its budgets is paused, and passed over when the next is looked for.
+    while (row := conn.execute(_CLAIM, params).one_or_none()) is not None:
+        claimed = ClaimedSlice(
+            id=row.id,
+            lease_epoch=row.lease_epoch,
+            group_id=group_id,
+            batch_id=row.batch_id,
+            position=row.position,
+            deadline=row.deadline,
+            tenant_id=row.tenant_id,
+            api_key_id=row.api_key_id,
+            model=model,
+            endpoint=row.endpoint,
+        )
+        if hold_or_pause(conn, claimed):
+            return claimed
+    return None
 
 
 def load_requests(conn: Connection, claimed: ClaimedSlice) -> list[PlannedRequest]:
@@ -232,6 +234,7 @@ def return_slice(conn: Connection, claimed: ClaimedSlice, num_wasted_tokens: int
     )
     if returned.rowcount == 0:
         return False
+    holds.release(conn, [claimed.id])
     outbox.add_tickets(conn, claimed.model, 1)
     return True
 

@@ -191,7 +191,9 @@ def order_requests(conn: Connection, compared_tokens: int = _COMPARED_TOKENS) ->
         order.num_tokens.append(num_tokens)
         order.num_prompt_tokens.append(num_prompt_tokens)
         order.sizes.append(size)
-        order.shared.append(num_shared_tokens(before, beginning))
+        # The last token of a prompt is always computed, since the first of the answer comes of it.
+        most = (num_prompt_tokens - 1) // _SHARING_TOKENS * _SHARING_TOKENS
+        order.shared.append(min(num_shared_tokens(before, beginning), most))
         before = beginning
     return order
 

@@ -11,6 +11,9 @@ from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from pipeline.billing.budgets import limit_batch
+from pipeline.billing.cards_in_effect import find_rates
+from pipeline.billing.rating import NotPricedError
 from pipeline.errors import PipelineError
 from pipeline.ids import new_file_id
 from pipeline.jobs import outbox
@@ -121,11 +124,29 @@ def _prepare(conn: Connection, batch: Batch, storage_key: str | None, settings: 
         report = intake(conn, batch, blob, settings)
     if report.is_accepted and report.model is not None:
         plan(conn, batch, report.model, settings)
+        _limit(conn, batch, report.model)
         _begin(conn, batch, report)
         return BatchStatus.IN_PROGRESS
     if not _refuse(conn, batch.id):
         raise _OvertakenError
     return BatchStatus.FAILED
+
+
+def _limit(conn: Connection, batch: Batch, model: str) -> None:
+    """In the currency of its prices, which are known as soon as its model is."""
+    if batch.max_cost is None:
+        return
+    rates = find_rates(
+        conn,
+        tenant_id=batch.tenant_id,
+        model=model,
+        service_class=batch.service_class,
+        rate_card_id=batch.rate_card_id,
+    )
+    if rates is None:
+        raise NotPricedError(f"Model {model!r} lost its price while the batch was prepared.")
+    with Session(conn) as session:
+        limit_batch(session, batch.tenant_id, batch.id, rates.currency, batch.max_cost)
 
 
 def _begin(conn: Connection, batch: Batch, report: IntakeReport) -> None:

@@ -17,8 +17,10 @@ import psycopg
 from psycopg import Cursor
 from sqlalchemy import Connection
 
+from pipeline.billing import holds
 from pipeline.billing.cards_in_effect import RATES_OF_BATCHES, rates_by_batch
-from pipeline.billing.charging import Answer, charge
+from pipeline.billing.charging import Answer, Charge, charge
+from pipeline.billing.holds import SliceCost
 from pipeline.billing.rating import TokenUsage
 from pipeline.billing.rollups import add_usage
 from pipeline.celery import CONTROL_QUEUE, FINALIZE
@@ -161,11 +163,14 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
         done, finished = {slice_id for slice_id, is_done in mine.items() if is_done}, ()
         if new:
             cursor.execute(_DELETE_PARTS, {"ids": [outcome.request_id for outcome in new]})
+            holds.announce(cursor, {outcome.claimed.tenant_id for outcome in new})
             succeeded = [outcome for outcome in new if outcome.kind is OutcomeKind.SUCCEEDED]
+            charges: Sequence[Charge] = ()
             if succeeded:
                 _insert_results(cursor, succeeded)
-                charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_batch(rates.fetchall()))
+                charges = charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_batch(rates.fetchall()))
             _count_in_slices(locked, new)
+            holds.settle(cursor, {outcome.claimed.id for outcome in new}, _slice_costs(charges))
             _count_in_batches(written, new)
             settle(cursor, [_cost(outcome) for outcome in new])
             add_usage(cursor, [outcome.request_id for outcome in succeeded])
@@ -207,6 +212,14 @@ def _answer(outcome: RequestOutcome) -> Answer:
         raise ValueError(f"Request {outcome.request_id} succeeded without usage.")
     claimed = outcome.claimed
     return Answer(outcome.request_id, claimed.id, claimed.batch_id, claimed.tenant_id, claimed.model, outcome.usage)
+
+
+def _slice_costs(charges: Sequence[Charge]) -> list[SliceCost]:
+    return [
+        SliceCost(charge.answer.slice_id, charge.currency, charge.amount)
+        for charge in charges
+        if charge.amount is not None and charge.currency is not None
+    ]
 
 
 def _cost(outcome: RequestOutcome) -> Cost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from decimal import Decimal
 
 from sqlalchemy import func
 from sqlalchemy.orm import Session
@@ -12,7 +13,7 @@ from pipeline.celery import CONTROL_QUEUE, PREPARE
 from pipeline.ids import new_id
 from pipeline.jobs import outbox
 from pipeline.schemas.windows import window_seconds
-from pipeline.tables import Batch, BatchStatus, File, OnInvalid, ServiceClass
+from pipeline.tables import Batch, BatchStatus, File, OnInvalid, Quote, ServiceClass
 from pipeline.tenancy.tenants import default_project_id
 
 
@@ -29,11 +30,13 @@ def submit_batch(
     metadata: Mapping[str, str] | None = None,
     on_invalid: OnInvalid = OnInvalid.FAIL,
     output_expires_after_seconds: int | None = None,
+    quote: Quote | None = None,
+    max_cost: Decimal | None = None,
     batch_id: str | None = None,
 ) -> Batch:
     """Write a batch that is `validating`, with this id if one is given, in this project or the default one.
 
-    Call `outbox.publish_soon` after the commit.
+    Call `outbox.publish_soon` after the commit. It has the prices of `quote`, and pauses before it costs `max_cost`.
 
     The caller has checked the arguments, and that the file is this tenant's. The window is counted by the database's
     clock. Raises ValueError for a window that is none.
@@ -50,6 +53,9 @@ def submit_batch(
         on_invalid=on_invalid,
         metadata_=None if metadata is None else dict(metadata),
         output_expires_after_seconds=output_expires_after_seconds,
+        quote_id=quote.id if quote else None,
+        rate_card_id=quote.rate_card_id if quote else None,
+        max_cost=max_cost,
         status=BatchStatus.VALIDATING,
         expires_at=func.now() + timedelta(seconds=window_seconds(completion_window)),
     )

@@ -14,14 +14,18 @@ from sqlalchemy import Connection, Engine, exists, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from pipeline import storage
-from pipeline.celery import BROKER_ERRORS, CONTROL_QUEUE, PREPARE, generate_queue, queue_lengths
+from pipeline.billing import holds
+from pipeline.billing.budgets import alert_budgets
+from pipeline.celery import BROKER_ERRORS, CONTROL_QUEUE, PREPARE, QUOTE, generate_queue, queue_lengths
 from pipeline.jobs import outbox
 from pipeline.jobs.ending import end_slices, end_waiting_requests
 from pipeline.jobs.finalizing import finalize
 from pipeline.jobs.idempotency import forget_old_keys
+from pipeline.jobs.pausing import resume_paused
 from pipeline.jobs.preparing import try_lock
+from pipeline.jobs.quoting import remove_old_quotes
 from pipeline.settings import get_settings
-from pipeline.tables import Batch, BatchStatus, File, Group, GroupState, OutboxMessage, OutcomeKind
+from pipeline.tables import Batch, BatchStatus, File, Group, GroupState, OutboxMessage, OutcomeKind, Quote, QuoteStatus
 from pipeline.tables.session import connection, get_engine
 from pipeline.telemetry.logs import summarize_error
 
@@ -94,6 +98,7 @@ def take_back_lost_slices(engine: Engine) -> int:
         worn_out = sorted(conn.scalars(_WORN_OUT, {"ids": list(lost), "max_attempts": max_attempts}))
         again = [slice_id for slice_id in lost if slice_id not in worn_out]
         conn.execute(_PUT_BACK, {"ids": again})
+        holds.release(conn, list(lost))
         for model in {lost[slice_id] for slice_id in again}:
             outbox.add_tickets(conn, model, sum(lost[slice_id] == model for slice_id in again))
         message = f"The groups that tried to answer this request were lost, {max_attempts} times."
@@ -104,7 +109,7 @@ def take_back_lost_slices(engine: Engine) -> int:
 
 _ENDING: Final = text("""
     SELECT id, status FROM batches b
-    WHERE (status = 'cancelling' OR (status = 'in_progress' AND expires_at <= now()))
+    WHERE (status = 'cancelling' OR (status = 'in_progress' AND expires_at <= now() AND pause_reason IS NULL))
       AND EXISTS (SELECT FROM slices s WHERE s.batch_id = b.id AND s.status = 'pending')
     ORDER BY id LIMIT :limit
 """)
@@ -152,9 +157,23 @@ def prepare_forgotten(engine: Engine) -> int:
     return 0
 
 
+def compute_forgotten(engine: Engine) -> int:
+    """Quotes whose message was lost, or that are to be tried again. One message is enough: it computes all."""
+    grace = timedelta(seconds=get_settings().sweep_seconds)
+    is_forgotten = (Quote.status == QuoteStatus.COMPUTING) & (Quote.created_at <= func.now() - grace)
+    is_on_its_way = exists().where(OutboxMessage.task == QUOTE)
+    with connection(engine) as conn:
+        oldest = select(Quote.id).where(is_forgotten, ~is_on_its_way).order_by(Quote.created_at).limit(1)
+        quote_id = conn.scalar(oldest)
+        if quote_id is None:
+            return 0
+        outbox.add(conn, queue=CONTROL_QUEUE, task=QUOTE, args=[quote_id])
+    return 1
+
+
 _PENDING: Final = text("""
     SELECT s.model, count(*) AS num_slices FROM slices s JOIN batches b ON b.id = s.batch_id
-    WHERE s.status = 'pending' AND b.status = 'in_progress' GROUP BY s.model ORDER BY s.model
+    WHERE s.status = 'pending' AND b.status = 'in_progress' AND b.pause_reason IS NULL GROUP BY s.model ORDER BY s.model
 """)
 _UNPUBLISHED: Final = text("SELECT queue, count(*) AS num_messages FROM outbox GROUP BY queue")
 
@@ -228,8 +247,12 @@ _PARTS: Final[dict[str, Callable[[Engine], int]]] = {
     "ended_requests": end_waiting,
     "finalized_batches": finalize_finished,
     "forgotten_batches": prepare_forgotten,
+    "forgotten_quotes": compute_forgotten,
+    "resumed_batches": resume_paused,
+    "budget_alerts": alert_budgets,
     "missing_tickets": add_missing_tickets,
     "expired_files": remove_expired_files,
     "silent_groups": stop_silent_groups,
     "old_idempotency_keys": forget_old_keys,
+    "old_quotes": remove_old_quotes,
 }

@@ -9,9 +9,9 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.celery import CANCEL, FINALIZE, PREPARE, RELAY, SWEEP, app
+from pipeline.celery import CANCEL, FINALIZE, PREPARE, QUOTE, RELAY, SWEEP, app
 from pipeline.errors import PipelineError
-from pipeline.jobs import cancelling, finalizing, outbox, preparing, sweeping
+from pipeline.jobs import cancelling, finalizing, outbox, preparing, quoting, sweeping
 from pipeline.telemetry.logs import summarize_error
 
 log = structlog.get_logger(__name__)
@@ -56,6 +56,12 @@ def cancel(batch_id: str) -> dict[str, Any]:
 def finalize(batch_id: str) -> dict[str, Any]:
     """Close a batch of which every request has an outcome."""
     return {"status": finalizing.finalize(batch_id)}
+
+
+@_task(QUOTE)
+def quote(quote_id: str) -> dict[str, Any]:
+    """Compute this quote, and every other that waits for it."""
+    return {"quotes": quoting.compute_waiting()}
 
 
 @_task(SWEEP)

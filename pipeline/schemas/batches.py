@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
+from pipeline.billing.currencies import decimal_text
 from pipeline.schemas.files import ExpiresAfter
+from pipeline.schemas.service_classes import ServiceTier, check_window, class_of
 from pipeline.schemas.windows import WINDOW_PATTERN, window_seconds
-from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid
+from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid, ServiceClass
 
 #: Endpoints that the requests of a batch can be for.
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
@@ -18,14 +29,20 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 MAX_METADATA_PAIRS = 16
 
 
-def _endpoint(value: str) -> str:
+def endpoint_of(value: str) -> str:
     if value not in ENDPOINTS:
         raise ValueError(f"{value[:64]!r} is not supported. Supported endpoints: {', '.join(ENDPOINTS)}.")
     return value
 
 
-def _window(value: str) -> str:
+def _class(value: ServiceClass | None, info: ValidationInfo) -> ServiceClass:
+    return class_of(value, info.data.get("service_tier"))
+
+
+def _window(value: str, info: ValidationInfo) -> str:
     window_seconds(value)
+    if "service_class" in info.data:  # else that one is the mistake
+        check_window(value, info.data["service_class"])
     return value
 
 
@@ -37,6 +54,7 @@ def _storable(value: str) -> str:
 
 # A limit on the length also has pydantic refuse lone surrogates, which are no Unicode.
 FileId = Annotated[str, StringConstraints(max_length=128), AfterValidator(_storable)]
+QuoteId = Annotated[str, StringConstraints(max_length=128), AfterValidator(_storable)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_storable)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512), AfterValidator(_storable)]
 
@@ -48,7 +66,10 @@ class BatchCreate(BaseModel):
 
     input_file_id: FileId
     # Checked by our own functions, for the sake of their messages; what they take is described beside them.
-    endpoint: Annotated[str, AfterValidator(_endpoint), WithJsonSchema({"type": "string", "enum": list(ENDPOINTS)})]
+    endpoint: Annotated[str, AfterValidator(endpoint_of), WithJsonSchema({"type": "string", "enum": list(ENDPOINTS)})]
+    #: Extension: how soon it is wanted. `service_tier` is OpenAI's word for it.
+    service_tier: ServiceTier | None = None
+    service_class: Annotated[ServiceClass | None, AfterValidator(_class), Field(validate_default=True)] = None
     completion_window: Annotated[
         str, AfterValidator(_window), WithJsonSchema({"type": "string", "pattern": WINDOW_PATTERN, "examples": ["24h"]})
     ]
@@ -56,6 +77,10 @@ class BatchCreate(BaseModel):
     output_expires_after: ExpiresAfter | None = None
     #: Extension: `skip` runs the good lines of a file that has bad ones, which become lines of the error file.
     on_invalid: OnInvalid | None = None
+    #: Extension: a quote of the same file, whose prices the batch then has.
+    quote_id: QuoteId | None = None
+    #: Extension: the batch pauses before it costs more, in the currency of its prices.
+    max_cost: Annotated[Decimal, Field(gt=0, lt=10**20, decimal_places=15)] | None = None
 
 
 class BatchErrorObject(BaseModel):
@@ -128,6 +153,14 @@ class BatchObject(BaseModel):
     cancelled_at: int | None
     request_counts: RequestCounts
     usage: BatchUsage
+    #: Extension: how soon it is wanted.
+    service_class: ServiceClass
+    #: Extension: the quote whose prices it has.
+    quote_id: str | None
+    #: Extension, a decimal string.
+    max_cost: str | None
+    #: Extension: why it waits although it is in progress, such as a budget that has no room.
+    pause_reason: str | None
     metadata: dict[str, str] | None
 
     @classmethod
@@ -145,14 +178,14 @@ class BatchObject(BaseModel):
             output_file_id=batch.shown_output_file_id,
             error_file_id=batch.shown_error_file_id,
             created_at=int(batch.created_at.timestamp()),
-            in_progress_at=_seconds(batch.in_progress_at),
-            expires_at=_seconds(batch.expires_at),
-            finalizing_at=_seconds(batch.finalizing_at),
-            completed_at=_seconds(batch.completed_at),
-            failed_at=_seconds(batch.failed_at),
-            expired_at=_seconds(batch.expired_at),
-            cancelling_at=_seconds(batch.cancelling_at),
-            cancelled_at=_seconds(batch.cancelled_at),
+            in_progress_at=unix_seconds(batch.in_progress_at),
+            expires_at=unix_seconds(batch.expires_at),
+            finalizing_at=unix_seconds(batch.finalizing_at),
+            completed_at=unix_seconds(batch.completed_at),
+            failed_at=unix_seconds(batch.failed_at),
+            expired_at=unix_seconds(batch.expired_at),
+            cancelling_at=unix_seconds(batch.cancelling_at),
+            cancelled_at=unix_seconds(batch.cancelled_at),
             request_counts=RequestCounts(
                 total=batch.num_requests + batch.num_skipped,
                 completed=batch.num_succeeded,
@@ -165,9 +198,13 @@ class BatchObject(BaseModel):
                 output_tokens_details=OutputTokensDetails(),
                 total_tokens=batch.num_prompt_tokens + batch.num_completion_tokens,
             ),
+            service_class=batch.service_class,
+            quote_id=batch.quote_id,
+            max_cost=None if batch.max_cost is None else decimal_text(batch.max_cost),
+            pause_reason=batch.pause_reason,
             metadata=batch.metadata_,
         )
 
 
-def _seconds(moment: datetime | None) -> int | None:
+def unix_seconds(moment: datetime | None) -> int | None:
     return None if moment is None else int(moment.timestamp())

@@ -22,6 +22,7 @@ from pipeline.tables.billing import (
     RatedLine,
     UsageEvent,
 )
+from pipeline.tables.budgets import Budget, BudgetPeriod, BudgetUse, Hold
 from pipeline.tables.credits import CreditNote, CreditReason
 from pipeline.tables.fairness import ClassTurn, FairShare, TenantWeight
 from pipeline.tables.files import File, FileView
@@ -37,6 +38,7 @@ from pipeline.tables.invoices import (
 )
 from pipeline.tables.limits import QueueLimit, RateLimit
 from pipeline.tables.outbox import OutboxMessage
+from pipeline.tables.quotes import Quote, QuoteStatus
 from pipeline.tables.rates import Contract, CreditGrant, Pricing, Rate, RatingCounter, Waste, WasteCause
 from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
 from pipeline.tables.rollups import ArchivedUsage, Period, UsageRollup
@@ -54,6 +56,9 @@ __all__ = [
     "BatchError",
     "BatchStatus",
     "BillingDetails",
+    "Budget",
+    "BudgetPeriod",
+    "BudgetUse",
     "ClassTurn",
     "Contract",
     "CreditGrant",
@@ -65,6 +70,7 @@ __all__ = [
     "FileView",
     "Group",
     "GroupState",
+    "Hold",
     "IdempotencyKey",
     "IdempotentAnswer",
     "Invoice",
@@ -85,6 +91,8 @@ __all__ = [
     "Pricing",
     "Project",
     "QueueLimit",
+    "Quote",
+    "QuoteStatus",
     "Rate",
     "RateCard",
     "RateLimit",

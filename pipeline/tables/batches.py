@@ -8,7 +8,7 @@ from sqlalchemy import ForeignKey, Index, SmallInteger, false
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from pipeline.tables.base import Base, Created, Moment, text_enum
+from pipeline.tables.base import Base, Created, Moment, Money, text_enum
 
 
 class BatchStatus(StrEnum):
@@ -43,6 +43,7 @@ class Batch(Base):
     __tablename__ = "batches"
     __table_args__ = (
         Index("ix_batches_tenant_id_created_at", "tenant_id", "created_at", "id"),
+        Index("ix_batches_paused", "paused_at", postgresql_where="pause_reason IS NOT NULL"),
         # The sweeper looks only at batches that have not ended.
         Index(
             "ix_batches_unfinished",
@@ -60,7 +61,11 @@ class Batch(Base):
     service_class: Mapped[ServiceClass] = mapped_column(
         text_enum(ServiceClass, "service_class"), server_default=ServiceClass.STANDARD.value
     )
+    #: Whose prices were agreed for it; None: the card that is in effect when an outcome is recorded.
     rate_card_id: Mapped[int | None] = mapped_column(ForeignKey("rate_cards.id"))
+    quote_id: Mapped[str | None]
+    #: In the currency of its prices; a hard budget of its own.
+    max_cost: Mapped[Money | None]
     input_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
     endpoint: Mapped[str]
     completion_window: Mapped[str]
@@ -88,6 +93,12 @@ class Batch(Base):
     num_preparations: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     #: Not before this moment is it tried again.
     prepare_after: Mapped[Moment | None]
+
+    #: Why no more of it is claimed at the moment: the id of the budget that has no room. Its window stands still.
+    pause_reason: Mapped[str | None]
+    paused_at: Mapped[Moment | None]
+    #: Room that the budget must have before it goes on.
+    pause_needs: Mapped[Money | None]
 
     # Set by intake. A batch has one model.
     model: Mapped[str | None]
