@@ -13,6 +13,8 @@ from pipeline.errors import PipelineError
 from pipeline.jobs.lines import stream_view
 from pipeline.paging import Page, read_page
 from pipeline.tables import Batch, BatchStatus, File
+from pipeline.tenancy.scopes import is_in_project
+from pipeline.tenancy.tenants import default_project_id
 
 
 class FileNotFoundForTenantError(PipelineError):
@@ -33,6 +35,7 @@ def record_upload(
     *,
     file_id: str,
     tenant_id: str,
+    project_id: str | None = None,
     filename: str,
     purpose: str,
     num_bytes: int,
@@ -42,6 +45,7 @@ def record_upload(
     file = File(
         id=file_id,
         tenant_id=tenant_id,
+        project_id=project_id or default_project_id(tenant_id),
         filename=filename,
         purpose=purpose,
         num_bytes=num_bytes,
@@ -54,12 +58,14 @@ def record_upload(
     return file
 
 
-def find_file(session: Session, tenant_id: str, file_id: str, *, lock: bool = False) -> File:
-    """A file of this tenant. Raises FileNotFoundForTenantError.
+def find_file(
+    session: Session, tenant_id: str, file_id: str, *, project_id: str | None = None, lock: bool = False
+) -> File:
+    """A file of this tenant, or of this project of it. Raises FileNotFoundForTenantError.
 
     With `lock` it can't be deleted before this transaction ends, in which a batch may therefore refer to it.
     """
-    query = select(File).where(File.tenant_id == tenant_id, File.id == file_id, _is_live())
+    query = select(File).where(is_in_project(File, tenant_id, project_id), File.id == file_id, _is_live())
     if lock:
         query = query.with_for_update(read=True, key_share=True)
     file = session.execute(query).scalar_one_or_none()
@@ -72,26 +78,36 @@ def list_files(
     session: Session,
     tenant_id: str,
     *,
+    project_id: str | None = None,
     purpose: str | None,
     after: str | None,
     limit: int,
     newest_first: bool,
 ) -> Page[File]:
-    """A page of the tenant's files. Raises UnknownCursorError."""
+    """A page of the files of a tenant, or of a project of it. Raises UnknownCursorError."""
     conditions = [_is_live()]
     if purpose is not None:
         conditions.append(File.purpose == purpose)
-    return read_page(session, File, tenant_id, *conditions, after=after, limit=limit, newest_first=newest_first)
+    return read_page(
+        session,
+        File,
+        tenant_id,
+        *conditions,
+        project_id=project_id,
+        after=after,
+        limit=limit,
+        newest_first=newest_first,
+    )
 
 
-def delete_file(session: Session, tenant_id: str, file_id: str) -> None:
+def delete_file(session: Session, tenant_id: str, file_id: str, *, project_id: str | None = None) -> None:
     """Delete a file and its blob; the lines behind an output or error file stay with their batch.
 
     The blob goes first: if the commit then fails, deleting again finishes the work, and nothing is left over in secret.
     Raises FileNotFoundForTenantError, FileInUseError, StorageError.
     """
     file = session.execute(
-        select(File).where(File.tenant_id == tenant_id, File.id == file_id, _is_live()).with_for_update()
+        select(File).where(is_in_project(File, tenant_id, project_id), File.id == file_id, _is_live()).with_for_update()
     ).scalar_one_or_none()
     if file is None:
         raise FileNotFoundForTenantError

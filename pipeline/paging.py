@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session
 
 from pipeline.errors import PipelineError
 from pipeline.tables import Batch, File
+from pipeline.tenancy.scopes import is_in_project
 
 Row = TypeVar("Row", Batch, File)
 
 
 class UnknownCursorError(PipelineError):
-    """The cursor names no row of this tenant."""
+    """The cursor names no row that the caller may see."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,20 @@ def read_page(
     entity: type[Row],
     tenant_id: str,
     *conditions: ColumnElement[bool],
+    project_id: str | None = None,
     after: str | None,
     limit: int,
     newest_first: bool = True,
 ) -> Page[Row]:
-    """At most `limit` rows of the tenant after the row `after`. Raises UnknownCursorError.
+    """At most `limit` rows of the tenant, or of a project of it, after the row `after`. Raises UnknownCursorError.
 
     The cursor's row need not meet the conditions: who deletes what a page shows can go on from its last row.
     """
     order = (entity.created_at, entity.id)
-    query = select(entity).where(entity.tenant_id == tenant_id, *conditions)
+    is_visible = is_in_project(entity, tenant_id, project_id)
+    query = select(entity).where(is_visible, *conditions)
     if after is not None:
-        cursor = session.execute(select(*order).where(entity.tenant_id == tenant_id, entity.id == after)).one_or_none()
+        cursor = session.execute(select(*order).where(is_visible, entity.id == after)).one_or_none()
         if cursor is None:
             raise UnknownCursorError
         position = tuple_(*order)

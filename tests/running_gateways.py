@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from pipeline.embedded import EmbeddedPostgres
 from pipeline.gateway import create_app
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import create_key
+from pipeline.tenancy.projects import create_project, list_projects
 from pipeline.tenancy.tenants import ensure_tenant
 
 
@@ -51,10 +52,15 @@ def serve(app: FastAPI | None = None) -> Iterator[str]:
         thread.join()
 
 
-def new_tenant(address: str, name: str) -> Tenant:
+def new_tenant(address: str, name: str, project: str | None = None, scopes: Sequence[str] | None = None) -> Tenant:
+    """Someone with a new key: of the whole tenant, or of this project of it."""
     with transaction() as session:
         tenant = ensure_tenant(session, name)
-        _, key = create_key(session, tenant.id, "tests")
+        projects = {row.name: row.id for row in list_projects(session, tenant.id)}
+        if project is not None and project not in projects:
+            projects[project] = create_project(session, tenant.id, project).id
+        project_id = None if project is None else projects[project]
+        _, key = create_key(session, tenant.id, "tests", project_id=project_id, scopes=scopes)
     return Tenant(
         id=tenant.id,
         key=key,

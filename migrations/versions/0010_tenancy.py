@@ -30,6 +30,9 @@ def upgrade() -> None:
     op.add_column("files", sa.Column("project_id", sa.Text(), nullable=True))
     for name in ("num_reserved_tokens", "num_released_tokens"):
         op.add_column("batches", sa.Column(name, sa.BigInteger(), server_default="0", nullable=False))
+    # Whoever knows of no projects calls for the whole tenant. The table holds a week of keys: its index is soon made.
+    op.add_column("idempotency_keys", sa.Column("project_id", sa.Text(), server_default="", nullable=False))
+    _name_keys_by("tenant_id", "project_id", "key")
     _create_limits()
     _create_answers()
     _create_logs()
@@ -39,12 +42,20 @@ def downgrade() -> None:
     for table in (*_APPEND_ONLY, "idempotent_answers", "queue_limits", "rate_limits"):
         op.drop_table(table)
     op.execute("DROP FUNCTION refuse_to_change_log()")
+    op.execute("DELETE FROM idempotency_keys WHERE project_id <> ''")
+    _name_keys_by("tenant_id", "key")
+    op.drop_column("idempotency_keys", "project_id")
     for name in ("num_reserved_tokens", "num_released_tokens"):
         op.drop_column("batches", name)
     op.drop_column("files", "project_id")
     for name in ("scopes", "expires_at", "rotated_from"):
         op.drop_column("api_keys", name)
     op.drop_column("tenants", "erased_at")
+
+
+def _name_keys_by(*columns: str) -> None:
+    op.drop_constraint("pk_idempotency_keys", "idempotency_keys", type_="primary")
+    op.create_primary_key("pk_idempotency_keys", "idempotency_keys", columns)
 
 
 def _create_limits() -> None:
@@ -78,14 +89,14 @@ def _create_answers() -> None:
     op.create_table(
         "idempotent_answers",
         sa.Column("tenant_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), server_default="", nullable=False),
         sa.Column("route", sa.Text(), nullable=False),
         sa.Column("key", sa.Text(), nullable=False),
-        sa.Column("project_id", sa.Text(), nullable=True),
         sa.Column("fingerprint", sa.LargeBinary(), nullable=False),
         sa.Column("answer", sa.Text(), nullable=False),
         _created(),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("fk_idempotent_answers_tenant_id_tenants")),
-        sa.PrimaryKeyConstraint("tenant_id", "route", "key", name=op.f("pk_idempotent_answers")),
+        sa.PrimaryKeyConstraint("tenant_id", "project_id", "route", "key", name=op.f("pk_idempotent_answers")),
     )
     op.create_index("ix_idempotent_answers_created_at", "idempotent_answers", ["created_at"])
 

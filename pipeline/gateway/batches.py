@@ -10,34 +10,31 @@ from pydantic import WithJsonSchema
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from pipeline.gateway.auth import Caller
+from pipeline.gateway.auth import BatchesReader, BatchesWriter
 from pipeline.gateway.errors import ApiError, conflict, invalid
+from pipeline.gateway.idempotency import IdempotencyKey, keyed_call
 from pipeline.gateway.input_files import batch_input_file
 from pipeline.gateway.quotes import agreed_quote
 from pipeline.ids import new_id
 from pipeline.jobs import outbox
 from pipeline.jobs.cancelling import BatchNotCancellableError, BatchNotFoundError, cancel_batch
-from pipeline.jobs.idempotency import IdempotencyKeyReusedError, claim_key
+from pipeline.jobs.idempotency import answer_once, claim_key
 from pipeline.jobs.submission import submit_batch
 from pipeline.paging import read_page
 from pipeline.schemas.batches import BatchCreate, BatchObject
 from pipeline.schemas.lists import ListPage
 from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid, ServiceClass
 from pipeline.tables.session import transaction
+from pipeline.tenancy.keys import Principal
+from pipeline.tenancy.scopes import is_in_project
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
 #: Errors of a failed batch that a list shows; `GET /v1/batches/{batch_id}` shows all of them.
 _LISTED_ERRORS = 100
-#: Longest idempotency key.
-_KEY_LENGTH = 255
-
 
 #: What the functions below take, as a description has it; they check it by themselves, for the sake of their messages.
 _ON_INVALID_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string", "enum": list(OnInvalid)}, {"type": "null"}]}
-_KEY_SCHEMA: dict[str, Any] = {
-    "anyOf": [{"type": "string", "minLength": 1, "maxLength": _KEY_LENGTH, "pattern": "^[ -~]+$"}, {"type": "null"}]
-}
 
 
 def _on_invalid_header(
@@ -53,25 +50,12 @@ def _on_invalid_header(
     return OnInvalid(given)
 
 
-def _idempotency_key(
-    idempotency_key: Annotated[str | None, Header(), WithJsonSchema(_KEY_SCHEMA)] = None,
-) -> str | None:
-    """A name for this submission, so that sending it again makes no second batch."""
-    if idempotency_key is None:
-        return None
-    if not (idempotency_key.isascii() and idempotency_key.isprintable() and 0 < len(idempotency_key) <= _KEY_LENGTH):
-        raise invalid(
-            "Idempotency-Key", f"Invalid 'Idempotency-Key': it must be 1 to {_KEY_LENGTH} printable ASCII characters."
-        )
-    return idempotency_key
-
-
 @router.post("")
 def create_batch(
-    caller: Caller,
+    caller: BatchesWriter,
     body: BatchCreate,
     header: Annotated[OnInvalid | None, Depends(_on_invalid_header)],
-    idempotency_key: Annotated[str | None, Depends(_idempotency_key)],
+    idempotency_key: IdempotencyKey = None,
 ) -> BatchObject:
     """Start a batch; its input file is checked line by line while it is `validating`.
 
@@ -84,12 +68,9 @@ def create_batch(
     with transaction() as session:
         if idempotency_key is not None:
             content = {**body.model_dump(mode="json"), "on_invalid": on_invalid.value}
-            try:
-                first_id = claim_key(session, caller.tenant_id, idempotency_key, content, batch_id)
-            except IdempotencyKeyReusedError as error:
-                raise conflict(str(error), param="Idempotency-Key", code="idempotency_key_reused") from None
+            first_id = claim_key(session, caller.tenant_id, caller.project_id, idempotency_key, content, batch_id)
             if first_id != batch_id:
-                return _read(session, caller.tenant_id, first_id)
+                return _read(session, caller, first_id)
         quote = None if body.quote_id is None else agreed_quote(session, caller, body, on_invalid, service_class)
         batch = submit_batch(
             session,
@@ -113,11 +94,11 @@ def create_batch(
 
 @router.get("")
 def list_batches(
-    caller: Caller, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    caller: BatchesReader, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> ListPage[BatchObject]:
     """The caller's batches, the newest first. Of a failed batch's errors the first 100 are shown."""
     with transaction() as session:
-        page = read_page(session, Batch, caller.tenant_id, after=after, limit=limit)
+        page = read_page(session, Batch, caller.tenant_id, project_id=caller.project_id, after=after, limit=limit)
         return ListPage(
             data=[BatchObject.of(batch, _errors(session, batch, _LISTED_ERRORS)) for batch in page.rows],
             first_id=page.first_id,
@@ -127,13 +108,13 @@ def list_batches(
 
 
 @router.get("/{batch_id}")
-def retrieve_batch(caller: Caller, batch_id: str) -> BatchObject:
+def retrieve_batch(caller: BatchesReader, batch_id: str) -> BatchObject:
     with transaction() as session:
-        return _read(session, caller.tenant_id, batch_id)
+        return _read(session, caller, batch_id)
 
 
-def _read(session: Session, tenant_id: str, batch_id: str) -> BatchObject:
-    query = select(Batch).where(Batch.tenant_id == tenant_id, Batch.id == batch_id)
+def _read(session: Session, caller: Principal, batch_id: str) -> BatchObject:
+    query = select(Batch).where(is_in_project(Batch, caller.tenant_id, caller.project_id), Batch.id == batch_id)
     batch = session.execute(query).scalar_one_or_none()
     if batch is None:
         raise _not_found(batch_id)
@@ -141,17 +122,22 @@ def _read(session: Session, tenant_id: str, batch_id: str) -> BatchObject:
 
 
 @router.post("/{batch_id}/cancel", operation_id="cancel_batch")
-def request_cancel(caller: Caller, batch_id: str) -> BatchObject:
+def request_cancel(caller: BatchesWriter, batch_id: str, idempotency_key: IdempotencyKey = None) -> BatchObject:
     """Stop a batch; what is finished is kept. 409 for one that has ended; again is fine."""
+    call = keyed_call(caller, "cancel_batch", idempotency_key, {"batch_id": batch_id})
+
+    def cancel() -> BatchObject:
+        return BatchObject.of(cancel_batch(session, batch_id, caller.tenant_id, project_id=caller.project_id))
+
     try:
         with transaction() as session:
-            batch = cancel_batch(session, batch_id, caller.tenant_id)
+            batch = answer_once(session, call, cancel, BatchObject)
     except BatchNotFoundError:
         raise _not_found(batch_id) from None
     except BatchNotCancellableError as error:
         raise conflict(str(error), param="batch_id", code="batch_not_cancellable") from None
     outbox.publish_soon()
-    return BatchObject.of(batch)
+    return batch
 
 
 def _errors(session: Session, batch: Batch, limit: int | None = None) -> Sequence[BatchError]:

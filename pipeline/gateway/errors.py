@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from pipeline.errors import PipelineError
+from pipeline.jobs.idempotency import CallInProgressError, IdempotencyKeyReusedError
 from pipeline.paging import UnknownCursorError
 from pipeline.schemas.errors import ErrorBody, ErrorResponse
 from pipeline.storage import StorageError
@@ -102,6 +103,8 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _render)
     app.add_exception_handler(InvalidKeyError, _render)
     app.add_exception_handler(UnknownCursorError, _render)
+    app.add_exception_handler(IdempotencyKeyReusedError, _render)
+    app.add_exception_handler(CallInProgressError, _render)
     app.add_exception_handler(StorageError, _render)
     app.add_exception_handler(OperationalError, _render)
     app.add_exception_handler(InterfaceError, _render)
@@ -124,6 +127,16 @@ def as_api_error(request: Request, error: Exception) -> ApiError:
             )
         case UnknownCursorError():
             return invalid("after", "Invalid 'after': there is no such object to begin after.")
+        case IdempotencyKeyReusedError():
+            return conflict(str(error), param="Idempotency-Key", code="idempotency_key_reused")
+        case CallInProgressError():
+            return ApiError(
+                409,
+                str(error),
+                param="Idempotency-Key",
+                code="idempotency_key_in_use",
+                headers={"Retry-After": "1"},
+            )
         case StorageError():
             log.error("blob storage failed", reason=str(error))
             return unavailable(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -23,10 +25,12 @@ from pipeline.files import (
     record_upload,
     upload_key,
 )
-from pipeline.gateway.auth import Caller
+from pipeline.gateway.auth import FilesReader, FilesWriter
 from pipeline.gateway.errors import ApiError, conflict
+from pipeline.gateway.idempotency import IdempotencyKey, keyed_call
 from pipeline.gateway.uploads import Upload, receive_upload
 from pipeline.ids import new_file_id
+from pipeline.jobs.idempotency import KeyedCall, answer_once
 from pipeline.schemas.files import (
     BATCH_PURPOSE,
     MAX_EXPIRY_SECONDS,
@@ -39,6 +43,7 @@ from pipeline.schemas.lists import ListPage
 from pipeline.settings import get_settings
 from pipeline.tables import File
 from pipeline.tables.session import transaction
+from pipeline.tenancy.keys import Principal
 
 log = structlog.get_logger(__name__)
 
@@ -71,14 +76,20 @@ _UPLOAD_BODY = {
 
 
 @router.post("", openapi_extra=_UPLOAD_BODY)
-async def create_file(request: Request, caller: Caller) -> FileObject:
-    """Upload a file. The one route that reads its body itself, because it must not be held in memory."""
+async def create_file(request: Request, caller: FilesWriter, idempotency_key: IdempotencyKey = None) -> FileObject:
+    """Upload a file. The one route that reads its body itself, because it must not be held in memory.
+
+    With an `Idempotency-Key`, sending the same again gives the same file.
+    """
     file_id = new_file_id()
-    upload = await receive_upload(request, upload_key(file_id), get_settings())
-    return await run_in_threadpool(_record, file_id, caller.tenant_id, upload)
+    digest = None if idempotency_key is None else hashlib.sha256()
+    upload = await receive_upload(request, upload_key(file_id), get_settings(), digest)
+    content = {} if digest is None else {**asdict(upload), "sha256": digest.hexdigest()}
+    call = keyed_call(caller, "create_file", idempotency_key, content)
+    return await run_in_threadpool(_record, file_id, caller, upload, call)
 
 
-def _record(file_id: str, tenant_id: str, upload: Upload) -> FileObject:
+def _record(file_id: str, caller: Principal, upload: Upload, call: KeyedCall | None) -> FileObject:
     """Write the row, or remove the blob: neither is there without the other."""
     expires_after = upload.expires_after_seconds
     if expires_after is None and upload.purpose == BATCH_PURPOSE:
@@ -86,16 +97,24 @@ def _record(file_id: str, tenant_id: str, upload: Upload) -> FileObject:
     is_written = False
     try:
         with transaction() as session:
-            file = record_upload(
+            file = answer_once(
                 session,
-                file_id=file_id,
-                tenant_id=tenant_id,
-                filename=upload.filename,
-                purpose=upload.purpose,
-                num_bytes=upload.num_bytes,
-                expires_after_seconds=expires_after,
+                call,
+                lambda: FileObject.of(
+                    record_upload(
+                        session,
+                        file_id=file_id,
+                        tenant_id=caller.tenant_id,
+                        project_id=caller.project_id,
+                        filename=upload.filename,
+                        purpose=upload.purpose,
+                        num_bytes=upload.num_bytes,
+                        expires_after_seconds=expires_after,
+                    )
+                ),
+                FileObject,
             )
-            is_written = True
+            is_written = file.id == file_id
     except Exception:
         # Once the row is written, the commit may have been done although its answer was lost: then the blob stays.
         if not is_written:
@@ -103,12 +122,17 @@ def _record(file_id: str, tenant_id: str, upload: Upload) -> FileObject:
                 storage.delete_blob(upload_key(file_id))
         log.warning("an upload was not recorded", file_id=file_id, blob="may be left over" if is_written else "removed")
         raise
-    return FileObject.of(file)
+    if not is_written:  # an earlier call has made the file
+        try:
+            storage.delete_blob(upload_key(file_id))
+        except storage.StorageError:
+            log.warning("a second copy of an upload was not removed", file_id=file_id, same_as=file.id)
+    return file
 
 
 @router.get("", operation_id="list_files")
 def get_files(
-    caller: Caller,
+    caller: FilesReader,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
@@ -117,7 +141,13 @@ def get_files(
     """The caller's files, the newest first by default."""
     with transaction() as session:
         page = list_files(
-            session, caller.tenant_id, purpose=purpose, after=after, limit=limit, newest_first=order == "desc"
+            session,
+            caller.tenant_id,
+            project_id=caller.project_id,
+            purpose=purpose,
+            after=after,
+            limit=limit,
+            newest_first=order == "desc",
         )
         return ListPage(
             data=[FileObject.of(file) for file in page.rows],
@@ -128,16 +158,16 @@ def get_files(
 
 
 @router.get("/{file_id}")
-def retrieve_file(caller: Caller, file_id: str) -> FileObject:
+def retrieve_file(caller: FilesReader, file_id: str) -> FileObject:
     with transaction() as session, _explained(file_id):
-        return FileObject.of(find_file(session, caller.tenant_id, file_id))
+        return FileObject.of(find_file(session, caller.tenant_id, file_id, project_id=caller.project_id))
 
 
 @router.delete("/{file_id}", operation_id="delete_file")
-def remove_file(caller: Caller, file_id: str) -> FileDeleted:
+def remove_file(caller: FilesWriter, file_id: str) -> FileDeleted:
     """Delete a file. 409 while a batch has still to read it."""
     with transaction() as session, _explained(file_id):
-        delete_file(session, caller.tenant_id, file_id)
+        delete_file(session, caller.tenant_id, file_id, project_id=caller.project_id)
     return FileDeleted(id=file_id)
 
 
@@ -146,10 +176,10 @@ def remove_file(caller: Caller, file_id: str) -> FileDeleted:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
 )
-def retrieve_file_content(caller: Caller, file_id: str) -> StreamingResponse:
+def retrieve_file_content(caller: FilesReader, file_id: str) -> StreamingResponse:
     """The bytes of a file. Of a running batch's output and error file: the lines that are there so far."""
     with transaction() as session, _explained(file_id):
-        file = find_file(session, caller.tenant_id, file_id)
+        file = find_file(session, caller.tenant_id, file_id, project_id=caller.project_id)
     return StreamingResponse(
         _begun(read_content(file)), media_type="application/octet-stream", headers=_content_headers(file)
     )

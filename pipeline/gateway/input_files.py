@@ -14,7 +14,7 @@ from pipeline.tenancy.keys import Principal
 def batch_input_file(session: Session, caller: Principal, file_id: str) -> File:
     """Locked, so that it is not deleted before what refers to it is there. Raises ApiError (400)."""
     try:
-        file = find_file(session, caller.tenant_id, file_id, lock=True)
+        file = find_file(session, caller.tenant_id, file_id, project_id=caller.project_id, lock=True)
     except FileNotFoundForTenantError:
         raise invalid(
             "input_file_id", f"Invalid 'input_file_id': no such File object: {file_id[:128]}.", "file_not_found"

@@ -10,10 +10,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from pipeline.gateway.auth import Caller
+from pipeline.gateway.auth import BatchesReader, BatchesWriter
 from pipeline.gateway.errors import ApiError, invalid
+from pipeline.gateway.idempotency import IdempotencyKey, keyed_call
 from pipeline.gateway.input_files import batch_input_file
 from pipeline.jobs import outbox
+from pipeline.jobs.idempotency import answer_once
 from pipeline.jobs.quoting import request_quote
 from pipeline.schemas.batches import BatchCreate
 from pipeline.schemas.quotes import QuoteCreate, QuoteObject
@@ -29,13 +31,13 @@ _LOOK_SECONDS = 0.1
 
 
 @router.post("")
-async def create_quote(caller: Caller, body: QuoteCreate) -> QuoteObject:
+async def create_quote(caller: BatchesWriter, body: QuoteCreate, idempotency_key: IdempotencyKey = None) -> QuoteObject:
     """What a batch of an input file would cost, and when it would be done; nothing is run.
 
     A large file takes longer than an answer may: the quote is then still `computing`, and can be retrieved.
     """
     limit = time.monotonic() + _WAIT_SECONDS
-    quote = await run_in_threadpool(_request, caller, body)
+    quote = await run_in_threadpool(_request, caller, body, idempotency_key)
     while quote.status is QuoteStatus.COMPUTING and time.monotonic() < limit:
         await asyncio.sleep(_LOOK_SECONDS)
         quote = await run_in_threadpool(_read, caller, quote.id)
@@ -43,24 +45,31 @@ async def create_quote(caller: Caller, body: QuoteCreate) -> QuoteObject:
 
 
 @router.get("/{quote_id}")
-def retrieve_quote(caller: Caller, quote_id: str) -> QuoteObject:
+def retrieve_quote(caller: BatchesReader, quote_id: str) -> QuoteObject:
     return _read(caller, quote_id)
 
 
-def _request(caller: Principal, body: QuoteCreate) -> QuoteObject:
-    with transaction() as session:
-        quote = request_quote(
-            session,
-            tenant_id=caller.tenant_id,
-            api_key_id=caller.api_key_id,
-            project_id=caller.project_id,
-            input_file=batch_input_file(session, caller, body.input_file_id),
-            endpoint=body.endpoint,
-            on_invalid=body.on_invalid,
-            service_class=body.service_class,
+def _request(caller: Principal, body: QuoteCreate, idempotency_key: str | None) -> QuoteObject:
+    call = keyed_call(caller, "create_quote", idempotency_key, body.model_dump(mode="json"))
+
+    def request() -> QuoteObject:
+        return QuoteObject.of(
+            request_quote(
+                session,
+                tenant_id=caller.tenant_id,
+                api_key_id=caller.api_key_id,
+                project_id=caller.project_id,
+                input_file=batch_input_file(session, caller, body.input_file_id),
+                endpoint=body.endpoint,
+                on_invalid=body.on_invalid,
+                service_class=body.service_class,
+            )
         )
+
+    with transaction() as session:
+        quote = answer_once(session, call, request, QuoteObject)
     outbox.publish_soon()
-    return QuoteObject.of(quote)
+    return quote
 
 
 def _read(caller: Principal, quote_id: str) -> QuoteObject:

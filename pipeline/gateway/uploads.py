@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -30,6 +30,12 @@ _FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
+class Digest(Protocol):
+    """Of `hashlib`."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Upload:
     """A file whose blob has been written."""
@@ -40,22 +46,31 @@ class Upload:
     expires_after_seconds: int | None
 
 
-async def receive_upload(request: Request, storage_key: str, settings: Settings) -> Upload:
+async def receive_upload(
+    request: Request, storage_key: str, settings: Settings, digest: Digest | None = None
+) -> Upload:
     """Write the file part of `request` under `storage_key`; nothing is left there if this raises.
 
-    Raises ApiError for a body that is no upload, or is too long; StorageError; ClientDisconnect.
+    `digest` is fed with the content. Raises ApiError for a body that is no upload, or is too long; StorageError;
+    ClientDisconnect.
     """
     form = UploadForm(request.headers.get("content-type", ""), settings)
     num_said = request.headers.get("content-length", "0")
     form.expect(int(num_said) if num_said.isdigit() else 0)
     writer = await run_in_threadpool(storage.create_blob, storage_key)
+
+    def write(data: bytes) -> None:
+        if digest is not None:
+            digest.update(data)
+        writer.write(data)
+
     try:
         async for chunk in request.stream():
             form.feed(chunk)
             if len(form.pending) >= _WRITE_BYTES:
-                await run_in_threadpool(writer.write, form.take())
+                await run_in_threadpool(write, form.take())
         upload = form.finish()
-        await run_in_threadpool(writer.write, form.take())
+        await run_in_threadpool(write, form.take())
         await run_in_threadpool(writer.commit)
     finally:
         await run_in_threadpool(writer.discard)

@@ -13,13 +13,14 @@ from pipeline.jobs import outbox
 from pipeline.jobs.ending import end_waiting_requests
 from pipeline.tables import Batch, BatchStatus, OutcomeKind
 from pipeline.tables.session import transaction
+from pipeline.tenancy.scopes import is_in_project
 
 _CANCELLABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 _CANCELLED: Final = (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
 
 
 class BatchNotFoundError(PipelineError):
-    """The tenant has no such batch."""
+    """The tenant, or the project, has no such batch."""
 
 
 class BatchNotCancellableError(PipelineError):
@@ -31,13 +32,15 @@ class BatchNotCancellableError(PipelineError):
         self.status = status
 
 
-def cancel_batch(session: Session, batch_id: str, tenant_id: str) -> Batch:
+def cancel_batch(session: Session, batch_id: str, tenant_id: str, *, project_id: str | None = None) -> Batch:
     """Begin to cancel a batch; what it has finished is kept and billed. Call `outbox.publish_soon` after the commit.
 
     A batch that is cancelling or cancelled is returned as it is. Raises BatchNotFoundError, BatchNotCancellableError.
     """
     batch = session.scalars(
-        select(Batch).where(Batch.id == batch_id, Batch.tenant_id == tenant_id).with_for_update(key_share=True)
+        select(Batch)
+        .where(Batch.id == batch_id, is_in_project(Batch, tenant_id, project_id))
+        .with_for_update(key_share=True)
     ).one_or_none()
     if batch is None:
         raise BatchNotFoundError

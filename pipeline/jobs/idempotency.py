@@ -1,24 +1,30 @@
-"""Idempotency keys: a submission that is sent again, since its answer was lost, makes no second batch.
+"""Idempotency keys: a call that is sent again, since its answer was lost, does nothing twice.
 
-As other APIs do it: the client names its submission by a key of its own choice. The same key with the same content is
-the same batch, however many send it at once; with other content it is a mistake, and nothing is made.
+As other APIs do it: the client names its call by a key of its own choice. The same key with the same content is the
+same batch, or has the same answer, however many send it at once; with other content it is a mistake, and nothing is
+made. A key is one of its tenant, of the project of the API key that called, and of the operation. What a call has done
+and its answer are written in one transaction, so that there is no moment at which one is there without the other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from pydantic import BaseModel
 from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from pipeline.errors import PipelineError
-from pipeline.tables import IdempotencyKey
+from pipeline.tables import IdempotencyKey, IdempotentAnswer
 from pipeline.tables.session import connection
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 #: Keys are forgotten after so long; nobody tries a submission again for days.
 KEPT: Final = timedelta(days=7)
@@ -28,19 +34,70 @@ class IdempotencyKeyReusedError(PipelineError):
     """The key stands for another submission."""
 
 
-def claim_key(session: Session, tenant_id: str, key: str, content: Mapping[str, Any], batch_id: str) -> str:
+class CallInProgressError(PipelineError):
+    """Another call with the same Idempotency-Key is being answered at this moment. Send it again soon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyedCall:
+    """A call that its client has named."""
+
+    tenant_id: str
+    #: None: of a key of the whole tenant.
+    project_id: str | None
+    #: Name of the operation.
+    route: str
+    key: str
+    #: What was sent, as JSON; of a file its hash.
+    content: Mapping[str, Any]
+
+
+def answer_once(session: Session, call: KeyedCall | None, make: Callable[[], Answer], kind: type[Answer]) -> Answer:
+    """`make()`, in the caller's transaction, or what an earlier call of this name was answered; None has no name.
+
+    What `make` raises leaves the name free. Raises CallInProgressError, IdempotencyKeyReusedError.
+    """
+    if call is None:
+        return make()
+    name = {
+        "tenant_id": call.tenant_id,
+        "project_id": call.project_id or "",
+        "route": call.route,
+        "key": call.key,
+    }
+    lock = int.from_bytes(_fingerprint(name)[:8], signed=True)
+    # Let go at the end of the transaction, whatever ends it: no name stays taken by a process that has died.
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(lock))):
+        raise CallInProgressError
+    fingerprint = _fingerprint(call.content)
+    first = session.get(IdempotentAnswer, name)
+    if first is None:
+        answer = make()
+        session.add(IdempotentAnswer(**name, fingerprint=fingerprint, answer=answer.model_dump_json()))
+        session.flush()
+        return answer
+    if first.fingerprint != fingerprint:
+        raise IdempotencyKeyReusedError(
+            "The Idempotency-Key was used for another call. Use a new key for new content, or send the same content "
+            "again."
+        )
+    return kind.model_validate_json(first.answer)
+
+
+def claim_key(
+    session: Session, tenant_id: str, project_id: str | None, key: str, content: Mapping[str, Any], batch_id: str
+) -> str:
     """The batch that this key stands for: `batch_id` where the key is new, else the one that was made first.
 
     Waits for whoever is just claiming the same key, and is new again if that one rolls back. Raises
     IdempotencyKeyReusedError where the content is not that of the first submission.
     """
-    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
-    row = {"tenant_id": tenant_id, "key": key, "fingerprint": fingerprint, "batch_id": batch_id}
+    fingerprint = _fingerprint(content)
+    name = {"tenant_id": tenant_id, "project_id": project_id or "", "key": key}
+    row = {**name, "fingerprint": fingerprint, "batch_id": batch_id}
     if session.scalar(insert(IdempotencyKey).values(row).on_conflict_do_nothing().returning(IdempotencyKey.batch_id)):
         return batch_id
-    first = session.execute(
-        select(IdempotencyKey).where(IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.key == key)
-    ).scalar_one()
+    first = session.get_one(IdempotencyKey, name)
     if first.fingerprint != fingerprint:
         raise IdempotencyKeyReusedError(
             f"The Idempotency-Key was used for another submission, which made the batch {first.batch_id}. "
@@ -51,4 +108,11 @@ def claim_key(session: Session, tenant_id: str, key: str, content: Mapping[str, 
 
 def forget_old_keys(engine: Engine) -> int:
     with connection(engine) as conn:
-        return conn.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - KEPT)).rowcount
+        return sum(
+            conn.execute(delete(table).where(table.created_at < func.now() - KEPT)).rowcount
+            for table in (IdempotencyKey, IdempotentAnswer)
+        )
+
+
+def _fingerprint(content: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()

@@ -157,6 +157,7 @@ def _begin(conn: Connection, batch: Batch, report: IntakeReport) -> None:
             {
                 "id": file_id,
                 "tenant_id": batch.tenant_id,
+                "project_id": batch.project_id,
                 "filename": f"{batch.id}_{view.value}.jsonl",
                 "purpose": "batch_output",
                 "num_bytes": 0,

@@ -146,6 +146,8 @@ class IdempotencyKey(Base):
     __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
 
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    #: Of the key that called; empty: of the whole tenant.
+    project_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
     key: Mapped[str] = mapped_column(primary_key=True)
     #: SHA-256 of what was submitted.
     fingerprint: Mapped[bytes]
@@ -160,11 +162,11 @@ class IdempotentAnswer(Base):
     __table_args__ = (Index("ix_idempotent_answers_created_at", "created_at"),)
 
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    #: Of the key that called; empty: of the whole tenant.
+    project_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
     #: Name of the operation, such as `create_file`.
     route: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
-    #: Of the key that called first; None: of the whole tenant.
-    project_id: Mapped[str | None]
     #: SHA-256 of what was sent.
     fingerprint: Mapped[bytes]
     #: JSON of the answer's body.

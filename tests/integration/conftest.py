@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -43,12 +44,12 @@ def address(database: Engine, redis_url: str, log_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def join(address: str) -> Iterator[Callable[[str], Tenant]]:
-    """Makes tenants."""
+def join(address: str) -> Iterator[Callable[..., Tenant]]:
+    """Makes tenants, and keys of them: `join(name, project=…, scopes=…)`."""
     tenants: list[Tenant] = []
 
-    def join(name: str) -> Tenant:
-        tenants.append(new_tenant(address, name))
+    def join(name: str, **options: Any) -> Tenant:
+        tenants.append(new_tenant(address, name, **options))
         return tenants[-1]
 
     yield join
@@ -58,12 +59,12 @@ def join(address: str) -> Iterator[Callable[[str], Tenant]]:
 
 
 @pytest.fixture
-def acme(join: Callable[[str], Tenant]) -> Tenant:
+def acme(join: Callable[..., Tenant]) -> Tenant:
     return join("acme")
 
 
 @pytest.fixture
-def globex(join: Callable[[str], Tenant]) -> Tenant:
+def globex(join: Callable[..., Tenant]) -> Tenant:
     return join("globex")
 
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from running_gateways import Tenant
+from running_gateways import Tenant, error_of, wait_for
 from seeds import sql
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from pipeline.jobs import idempotency
 from pipeline.jobs.sweeping import sweep
@@ -87,3 +90,90 @@ def test_old_keys_are_forgotten(acme: Tenant, file_id: str, database: Engine, re
     sql(database, "UPDATE idempotency_keys SET created_at = now() - :age", age=idempotency.KEPT + timedelta(hours=1))
     sweep(database)
     assert submit(acme, file_id, "a") != first
+
+
+def upload(tenant: Tenant, content: bytes = b"{}\n", *, key: str | None = "a", name: str = "in.jsonl") -> str:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return tenant.client.files.create(file=(name, content), purpose="batch", extra_headers=headers).id
+
+
+def blobs(tmp_path: Path) -> int:
+    return sum(1 for path in (tmp_path / "blobs" / "uploads").iterdir())
+
+
+def test_the_same_upload_twice_is_one_file_and_one_blob(acme: Tenant, database: Engine, tmp_path: Path) -> None:
+    first = upload(acme)
+    assert upload(acme) == first
+    assert blobs(tmp_path) == 1
+    assert acme.client.files.content(first).read() == b"{}\n"
+    assert upload(acme, key="b") != first
+    assert upload(acme, key=None) != first
+    assert blobs(tmp_path) == 3
+
+
+@pytest.mark.parametrize("change", [{"content": b"{ }\n"}, {"name": "other.jsonl"}])
+def test_an_upload_of_other_content_under_the_same_key_is_refused(
+    acme: Tenant, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    upload(acme)
+    with pytest.raises(openai.ConflictError) as caught:
+        upload(acme, **change)
+    assert caught.value.code == "idempotency_key_reused"
+    assert blobs(tmp_path) == 1
+
+
+def test_uploads_at_once_under_one_key_are_one_file(acme: Tenant, database: Engine, tmp_path: Path) -> None:
+    patient = acme.client.with_options(max_retries=8)
+    with ThreadPoolExecutor(8) as clients:
+        ids = set(clients.map(lambda _: upload(dataclasses.replace(acme, client=patient)), range(8)))
+    assert len(ids) == 1
+    assert blobs(tmp_path) == 1
+
+
+def test_cancelling_again_under_the_same_key_has_the_same_answer(acme: Tenant, file_id: str, database: Engine) -> None:
+    batch_id = submit(acme, file_id, None)
+    headers = {"Idempotency-Key": "a"}
+    first = acme.client.batches.cancel(batch_id, extra_headers=headers)
+    assert first.status == "cancelling"
+    sql(database, "UPDATE batches SET status = 'cancelled', cancelled_at = now()")
+    assert acme.client.batches.cancel(batch_id, extra_headers=headers) == first
+    assert acme.client.batches.cancel(batch_id).status == "cancelled"
+    with pytest.raises(openai.ConflictError):
+        acme.client.batches.cancel(submit(acme, file_id, None), extra_headers=headers)
+
+
+def test_a_call_that_is_being_answered_is_not_begun_again(acme: Tenant, file_id: str, database: Engine) -> None:
+    batch_id = submit(acme, file_id, None)
+    headers = {"Idempotency-Key": "a"}
+    with ThreadPoolExecutor(1) as clients:
+        with database.begin() as conn:
+            conn.execute(text("SELECT FROM batches FOR UPDATE"))
+            first = clients.submit(acme.client.batches.cancel, batch_id, extra_headers=headers)
+            wait_for(lambda: bool(sql(database, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))
+            second = acme.http.post(f"/v1/batches/{batch_id}/cancel", headers=headers)
+            assert (second.status_code, error_of(second)["code"]) == (409, "idempotency_key_in_use")
+            assert int(second.headers["retry-after"]) > 0
+        first.result()
+    assert acme.http.post(f"/v1/batches/{batch_id}/cancel", headers=headers).status_code == 200
+
+
+def test_a_call_that_was_refused_leaves_its_key_free(acme: Tenant, file_id: str) -> None:
+    headers = {"Idempotency-Key": "a"}
+    with pytest.raises(openai.NotFoundError):
+        acme.client.batches.cancel("batch_none", extra_headers=headers)
+    acme.client.batches.cancel(submit(acme, file_id, None), extra_headers=headers)
+
+
+def test_a_project_has_keys_of_its_own(acme: Tenant, join: Callable[..., Tenant], database: Engine) -> None:
+    search, mail = join("acme", project="search"), join("acme", project="mail")
+    files = [upload(tenant) for tenant in (acme, search, mail)]
+    assert len(set(files)) == 3
+    batches = [submit(tenant, file, "a") for tenant, file in zip((acme, search, mail), files, strict=True)]
+    assert len(set(batches)) == 3
+
+
+def test_old_answers_are_forgotten(acme: Tenant, database: Engine, redis_url: str) -> None:
+    first = upload(acme)
+    sql(database, "UPDATE idempotent_answers SET created_at = now() - :age", age=idempotency.KEPT + timedelta(hours=1))
+    sweep(database)
+    assert upload(acme) != first
