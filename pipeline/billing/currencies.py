@@ -16,6 +16,7 @@ _CODES_BY_DECIMALS = {
 
 #: As many digits as any sum of amounts has; the default context would round at 28.
 _WIDE = Context(prec=100)
+_ZERO = Decimal(0)
 
 
 def minor_decimals(currency: str) -> int:
@@ -26,7 +27,8 @@ def minor_decimals(currency: str) -> int:
 def round_to_minor(amount: Decimal, currency: str) -> Decimal:
     """`amount` to the minor unit, half away from zero, as commerce does."""
     unit = Decimal(1).scaleb(-minor_decimals(currency))
-    return amount.quantize(unit, rounding=ROUND_HALF_UP, context=_WIDE)
+    rounded = amount.quantize(unit, rounding=ROUND_HALF_UP, context=_WIDE)
+    return _WIDE.add(rounded, _ZERO)  # a zero has no sign
 
 
 def rounding_of(amount: Decimal, currency: str) -> Decimal:

@@ -59,3 +59,8 @@ def test_a_month_is_one_in_utc() -> None:
 def test_a_month_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="is no month"):
         Month.parse(text)
+
+
+@pytest.mark.parametrize(("amount", "currency", "text"), [("-0.4", "JPY", "0"), ("-0.004", "USD", "0.00")])
+def test_what_is_rounded_to_nothing_has_no_sign(amount: str, currency: str, text: str) -> None:
+    assert exact_text(round_to_minor(Decimal(amount), currency), currency) == text
