@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 
 from psycopg import Cursor
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from pipeline.tables import LedgerTransaction
 
 
 class Account(StrEnum):
@@ -76,3 +81,38 @@ def post_receivable(
     owner = {"tenant_id": tenant_id, "currency": currency}
     cursor.execute(_OPEN_ACCOUNTS, owner)
     cursor.execute(_POST, {**owner, "key": idempotency_key, "amount": amount, "kind": kind.value, "period": period})
+
+
+_OPEN_ACCOUNT: Final = text("""
+    INSERT INTO ledger_accounts (kind, tenant_id, currency, grant_id) VALUES (:kind, :tenant_id, :currency, :grant_id)
+    ON CONFLICT DO NOTHING
+""")
+_ADD_ENTRY: Final = text("""
+    INSERT INTO ledger_entries (transaction_id, account_id, amount)
+    SELECT :transaction_id, id, :amount FROM ledger_accounts
+    WHERE kind = :kind AND tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text) AND currency = :currency
+      AND grant_id IS NOT DISTINCT FROM CAST(:grant_id AS text)
+""")
+
+
+def post_entries(
+    session: Session,
+    *,
+    tenant_id: str,
+    currency: str,
+    kind: Posting,
+    idempotency_key: str,
+    entries: Sequence[tuple[Account, str | None, str | None, Decimal]],
+    period: date | None = None,
+) -> None:
+    """Post a transaction about a tenant. Entries are kind, tenant and grant of an account, and an amount.
+
+    The database refuses, at the commit, one that does not sum to zero, and at once a key that was used before.
+    """
+    posted = LedgerTransaction(idempotency_key=idempotency_key, tenant_id=tenant_id, kind=kind.value, period=period)
+    session.add(posted)
+    session.flush()
+    for account, owner, grant_id, amount in entries:
+        where = {"kind": account.value, "tenant_id": owner, "currency": currency, "grant_id": grant_id}
+        session.execute(_OPEN_ACCOUNT, where)
+        session.execute(_ADD_ENTRY, {**where, "transaction_id": posted.id, "amount": amount})

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from pipeline.errors import UserError
 from pipeline.settings import Settings
 from pipeline.tables import RateCard
+from pipeline.tenancy import audit_log
 
 #: As in `tables.base.Price`: what does not fit is refused, never rounded.
 _PRICE_DECIMALS = 6
@@ -39,8 +40,7 @@ def add_rate_card(
     """
     if not model.strip() or "\x00" in model:
         raise RateCardError(f"{model!r} can't be the name of a model.")
-    if len(currency) != 3 or not currency.isascii() or not currency.isupper():
-        raise RateCardError(f"{currency!r} is no currency: give a code of ISO 4217, such as USD.")
+    check_currency(currency)
     prices = {"input_price": input_price, "cached_input_price": cached_input_price, "output_price": output_price}
     for name, price in prices.items():
         if not _fits(price, _PRICE_DECIMALS, _PRICE_LIMIT):
@@ -62,7 +62,14 @@ def add_rate_card(
     session.add(card)
     session.flush()
     session.refresh(card)
+    audit_log.record(session, act="rates.set", object=model, details={"rate_card": card.id, "version": card.version})
     return card
+
+
+def check_currency(currency: str) -> None:
+    """Raises RateCardError for what is no code of a currency."""
+    if len(currency) != 3 or not currency.isascii() or not currency.isalpha() or not currency.isupper():
+        raise RateCardError(f"{currency!r} is no currency: give a code of ISO 4217, such as USD.")
 
 
 def ensure_rate_card(session: Session, model: str, settings: Settings) -> RateCard:

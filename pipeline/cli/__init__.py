@@ -12,7 +12,20 @@ from importlib.metadata import version
 
 import typer
 
-from pipeline.cli import admin, auditing, client, compliance, doctor, groups, reporting, server, stack, upkeep
+from pipeline.cli import (
+    admin,
+    auditing,
+    client,
+    compliance,
+    contracts,
+    doctor,
+    groups,
+    rates,
+    reporting,
+    server,
+    stack,
+    upkeep,
+)
 from pipeline.errors import UserError
 from pipeline.settings import get_settings
 
@@ -44,7 +57,20 @@ def _root(
 
 
 # In the order of `--help`; what a command needs is imported when it runs.
-for _commands in (stack, groups, client, admin, reporting, upkeep, auditing, compliance, server, doctor):
+for _commands in (
+    stack,
+    groups,
+    client,
+    admin,
+    rates,
+    contracts,
+    reporting,
+    upkeep,
+    auditing,
+    compliance,
+    server,
+    doctor,
+):
     _commands.register(app)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -108,3 +111,31 @@ def _use_stack(data_dir: Path) -> None:
     from pipeline.stack.connect import use_stack
 
     use_stack(data_dir)
+
+
+def read_text_file(path: Path) -> str:
+    """The text of a file, or of stdin for `-`. Raises UserError."""
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise UserError(f"Can't read {path}: {reason}.") from None
+
+
+def decimal_of(option: str, text: str) -> Decimal:
+    """A number as an option gives it. Raises UserError."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise UserError(f"{option} is {text!r}: give a decimal number, such as 0.10.") from None
+
+
+def moment_of(option: str, text: str | None) -> datetime | None:
+    """A moment as an option gives it, in UTC unless it says otherwise; None for None. Raises UserError."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{option} is {text!r}: give a moment, such as 2026-12-01 or 2026-12-01T08:00Z.") from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
