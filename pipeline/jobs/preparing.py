@@ -22,6 +22,7 @@ from pipeline.jobs.planning import plan
 from pipeline.settings import Settings, get_settings
 from pipeline.storage import BlobNotFoundError, StorageError, open_blob
 from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView
+from pipeline.tables.partitions import make_partitions
 from pipeline.tables.session import connection, get_engine
 from pipeline.telemetry.logs import summarize_error
 
@@ -78,6 +79,7 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
     settings = get_settings()
     num_preparations = 0
     try:
+        make_partitions(engine, months_ahead=0)  # where nobody has for months, they are made now
         with engine.connect() as conn, conn.begin():
             if not try_lock(conn, batch_id):
                 return None

@@ -38,6 +38,7 @@ from pipeline.tables.invoices import (
 )
 from pipeline.tables.limits import QueueLimit, RateLimit
 from pipeline.tables.outbox import OutboxMessage
+from pipeline.tables.partitions import ArchivedLedgerLine, DroppedBatch, DroppedMonth
 from pipeline.tables.quotes import Quote, QuoteStatus
 from pipeline.tables.rates import Contract, CreditGrant, Pricing, Rate, RatingCounter, Waste, WasteCause
 from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
@@ -47,6 +48,7 @@ from pipeline.tables.tenancy import ApiKey, Project, Tenant
 
 __all__ = [
     "ApiKey",
+    "ArchivedLedgerLine",
     "ArchivedUsage",
     "Attempt",
     "AttemptEnd",
@@ -64,6 +66,8 @@ __all__ = [
     "CreditGrant",
     "CreditNote",
     "CreditReason",
+    "DroppedBatch",
+    "DroppedMonth",
     "Erasure",
     "FairShare",
     "File",

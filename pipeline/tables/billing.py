@@ -7,11 +7,12 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import CheckConstraint, Date, ForeignKey, ForeignKeyConstraint, Index, Numeric, SmallInteger, text
+from sqlalchemy import CheckConstraint, Date, ForeignKey, Index, Numeric, SmallInteger, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.tables.base import Base, Created, Moment, Money, RowId, text_enum
 from pipeline.tables.batches import ServiceClass
+from pipeline.tables.partitions import PARTITIONED_BY_REQUEST
 
 
 class Meter(StrEnum):
@@ -78,9 +79,10 @@ class UsageEvent(Base):
     __table_args__ = (
         Index("ix_usage_events_tenant_id_occurred_at", "tenant_id", "occurred_at"),
         Index("ix_usage_events_batch_id", "batch_id"),
+        PARTITIONED_BY_REQUEST,
     )
 
-    request_id: Mapped[int] = mapped_column(ForeignKey("results.request_id"), primary_key=True, autoincrement=False)
+    request_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     meter: Mapped[Meter] = mapped_column(text_enum(Meter, "meter"), primary_key=True)
     #: Tokens.
     quantity: Mapped[int]
@@ -158,13 +160,13 @@ class RatedLine(Base):
     """
 
     __tablename__ = "rated_lines"
-    __table_args__ = (ForeignKeyConstraint(["request_id", "meter"], ["usage_events.request_id", "usage_events.meter"]),)
+    __table_args__ = (PARTITIONED_BY_REQUEST,)
 
     request_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     meter: Mapped[Meter] = mapped_column(text_enum(Meter, "meter"), primary_key=True)
     revision: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default="1")
-    rate_card_id: Mapped[int] = mapped_column(ForeignKey("rate_cards.id"))
-    ledger_transaction_id: Mapped[int] = mapped_column(ForeignKey("ledger_transactions.id"))
+    rate_card_id: Mapped[int]
+    ledger_transaction_id: Mapped[int]
     quantity: Mapped[int]
     #: What had been used before by the same rate, tenant, month and service class; 0 where the price is flat.
     quantity_before: Mapped[int] = mapped_column(server_default="0")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, SmallInteger
+from sqlalchemy import Index, SmallInteger, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from pipeline.tables.base import Base, Created, RowId, text_enum
+from pipeline.tables.base import Base, Created, text_enum
+from pipeline.tables.partitions import PARTITIONED_BY_ID, PARTITIONED_BY_REQUEST
 
 
 class OutcomeKind(StrEnum):
@@ -22,21 +23,22 @@ class OutcomeKind(StrEnum):
 
 
 class Request(Base):
-    """One accepted line of an input file."""
+    """One accepted line of an input file.
+
+    Partitioned by the month in which it was planned, which its id carries, and with it what hangs on it: see
+    `pipeline/tables/partitions.py`. A batch is planned at one moment, so its requests are in one partition: there
+    (batch_id, line) and (batch_id, custom_id) are unique. An outcome is an update in place: no index holds it, and each
+    page has room for it.
+    """
 
     __tablename__ = "requests"
-    __table_args__ = (
-        Index("uq_requests_batch_id_line", "batch_id", "line", unique=True),
-        Index("uq_requests_batch_id_custom_id", "batch_id", "custom_id", unique=True),
-        Index("ix_requests_slice_id", "slice_id"),
-        # An outcome is an update in place: no index holds it, and each page has room for it.
-        {"postgresql_with": {"fillfactor": 85}},
-    )
+    __table_args__ = (Index("ix_requests_slice_id", "slice_id"), PARTITIONED_BY_ID)
 
-    id: Mapped[RowId]
-    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id"))
+    #: (months since January 2020) << 40, and a number.
+    id: Mapped[int] = mapped_column(primary_key=True, server_default=text("next_request_id()"))
+    batch_id: Mapped[str]
     #: Set by planning.
-    slice_id: Mapped[int | None] = mapped_column(ForeignKey("slices.id"))
+    slice_id: Mapped[int | None]
     #: In the input file, from 1.
     line: Mapped[int]
     custom_id: Mapped[str]
@@ -75,9 +77,9 @@ class Result(Base):
     """The answer to a request that succeeded; one per request, for ever."""
 
     __tablename__ = "results"
-    __table_args__ = (Index("ix_results_batch_id", "batch_id"),)
+    __table_args__ = (Index("ix_results_batch_id", "batch_id"), PARTITIONED_BY_REQUEST)
 
-    request_id: Mapped[int] = mapped_column(ForeignKey("requests.id"), primary_key=True, autoincrement=False)
+    request_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     batch_id: Mapped[str]
     #: JSON of `response.body` of the output line.
     body: Mapped[str]

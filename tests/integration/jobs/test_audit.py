@@ -15,23 +15,24 @@ from pipeline.jobs.finalizing import finalize
 from pipeline.jobs.invariants import AT_REST, INVARIANTS
 from workers.backends.echo import EchoEngine
 
-#: What is broken by hand, and the invariants that see it. Triggers and foreign keys, which refuse some of it, are off.
+#: What is broken by hand, and the invariants that see it; `:first` to `:third` are ids of requests. Triggers and
+#: foreign keys, which refuse some of it, are off.
 DAMAGE = {
-    "DELETE FROM results WHERE request_id = 1": {
+    "DELETE FROM results WHERE request_id = :first": {
         "a request has an answer if it succeeded, and no other has one",
         "an attempt counts the answers that it recorded",
     },
-    "UPDATE requests SET outcome = 'failed' WHERE id = 2": {
+    "UPDATE requests SET outcome = 'failed' WHERE id = :second": {
         "a request has an answer if it succeeded, and no other has one",
         "the counters of a batch are those of its requests",
     },
-    "UPDATE requests SET outcome = NULL WHERE id = 2": {
+    "UPDATE requests SET outcome = NULL WHERE id = :second": {
         "a batch that has ended has an outcome for every request",
         "a request has an answer if it succeeded, and no other has one",
         "the counters of a batch are those of its requests",
         "a slice counts its requests without an outcome, and is done when there are none",
     },
-    "UPDATE requests SET slice_id = NULL WHERE id = 3": {
+    "UPDATE requests SET slice_id = NULL WHERE id = :third": {
         "every request is in one slice of its batch",
         "a slice counts its requests without an outcome, and is done when there are none",
     },
@@ -46,29 +47,29 @@ DAMAGE = {
         "a slice counts its requests without an outcome, and is done when there are none",
         "no lease outlives its owner by more than its length",
     },
-    "DELETE FROM usage_events WHERE request_id = 1 AND meter = 'output'": {
+    "DELETE FROM usage_events WHERE request_id = :first AND meter = 'output'": {
         "roll-ups are the sum of the usage events",
         "every answer has one set of usage events, of its own prompt",
         "the tokens of a batch are the sum of its usage events",
     },
-    "UPDATE usage_events SET quantity = quantity + 1 WHERE request_id = 1 AND meter = 'output'": {
+    "UPDATE usage_events SET quantity = quantity + 1 WHERE request_id = :first AND meter = 'output'": {
         "roll-ups are the sum of the usage events",
         "what is metered of an answer is what the answer says",
         "every usage event has its price, and no price is without one",
         "the tokens of a batch are the sum of its usage events",
     },
-    "UPDATE usage_events SET quantity = 99 WHERE request_id = 1 AND meter = 'input_uncached'": {
+    "UPDATE usage_events SET quantity = 99 WHERE request_id = :first AND meter = 'input_uncached'": {
         "roll-ups are the sum of the usage events",
         "every answer has one set of usage events, of its own prompt",
         "every usage event has its price, and no price is without one",
         "the tokens of a batch are the sum of its usage events",
     },
-    "DELETE FROM rated_lines WHERE request_id = 1": {
+    "DELETE FROM rated_lines WHERE request_id = :first": {
         "roll-ups are the sum of the usage events",
         "every usage event has its price, and no price is without one",
         "every ledger transaction is the sum of its rated lines",
     },
-    "UPDATE rated_lines SET amount = amount * 2 WHERE request_id = 1 AND meter = 'output'": {
+    "UPDATE rated_lines SET amount = amount * 2 WHERE request_id = :first AND meter = 'output'": {
         "roll-ups are the sum of the usage events",
         "every rated line is its quantity at the price of its card",
         "every ledger transaction is the sum of its rated lines",
@@ -78,14 +79,14 @@ DAMAGE = {
         "every ledger transaction is the sum of its rated lines",
     },
     "UPDATE attempts SET num_succeeded = 0": {"an attempt counts the answers that it recorded"},
-    "UPDATE results SET created_at = now() + interval '1 hour' WHERE request_id = 1": {
+    "UPDATE results SET created_at = now() + interval '1 hour' WHERE request_id = :first": {
         "every answer was recorded by the group of its attempt, before that ended"
     },
-    "UPDATE results SET group_id = 'group-1@here' WHERE request_id = 1": {
+    "UPDATE results SET group_id = 'group-1@here' WHERE request_id = :first": {
         "every answer was recorded by the group of its attempt, before that ended"
     },
     "DELETE FROM attempts WHERE slice_id = 1": {"every answer was recorded by an attempt"},
-    "INSERT INTO partial_outputs (request_id, position, num_tokens, data) VALUES (1, 0, 4, 'x')": {
+    "INSERT INTO partial_outputs (request_id, position, num_tokens, data) VALUES (:first, 0, 4, 'x')": {
         "nothing is kept of an answer in parts once there is an outcome"
     },
     "UPDATE usage_rollups SET num_events = num_events + 1 WHERE period = 'hour'": {
@@ -124,9 +125,12 @@ def test_what_ran_as_it_should_agrees_and_every_damage_is_found(
     monkeypatch.setattr(auditing, "TICKET_SECONDS", 0.0)
     assert audit(database, at_rest=True).violations == []
     seen = set()
+    request_ids = [request_id for (request_id,) in sql(database, "SELECT id FROM requests ORDER BY id")]
     for statement, broken in DAMAGE.items():
         with database.connect() as conn, conn.begin() as transaction:
             conn.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            for name, request_id in zip((":first", ":second", ":third"), request_ids, strict=True):
+                statement = statement.replace(name, str(request_id))
             conn.exec_driver_sql(statement)
             found = {
                 one.statement
