@@ -18,6 +18,7 @@ from pipeline.billing.cards_in_effect import find_rates_of_batches
 from pipeline.billing.holds import APPLIES, PERIOD_START
 from pipeline.billing.rating import Rates, worst_cost
 from pipeline.jobs import outbox
+from pipeline.jobs.fairness import lift
 from pipeline.jobs.planning import EXPECTED_ANSWER_TOKENS
 from pipeline.tables.session import connection
 
@@ -183,5 +184,6 @@ def _resume(engine: Engine, batch_id: str) -> bool:
             return False
         for model in set(models):
             outbox.add_tickets(conn, model, models.count(model))
+            lift(conn, batch_id, model)
     log.info("batch goes on", batch=batch_id)
     return True
