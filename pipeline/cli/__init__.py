@@ -23,6 +23,7 @@ from pipeline.cli import (
     rates,
     reporting,
     server,
+    sharing,
     stack,
     upkeep,
 )
@@ -61,6 +62,7 @@ for _commands in (
     stack,
     groups,
     client,
+    sharing,
     admin,
     rates,
     contracts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -30,10 +31,17 @@ class Ahead:
     by_share: Decimal
     #: The tenant's own, of the same class.
     own: Decimal
+    #: Slices, as far as those of a tenant are as large as its slices are on average.
+    num_by_class: int = 0
+    num_by_share: int = 0
+
+    @property
+    def waiting(self) -> Decimal:
+        return self.by_class + self.by_share + self.own
 
     @property
     def total(self) -> Decimal:
-        return self.at_work + self.by_class + self.by_share + self.own
+        return self.at_work + self.waiting
 
 
 def expected_cost(
@@ -57,13 +65,17 @@ def work_ahead(load: Load, queue: Queue, *, cost: Decimal, own: Decimal) -> Ahea
     """
     place = CLASS_ORDER[queue.service_class]
     by_class, by_share = Decimal(0), Decimal(0)
+    num_by_class, num_by_share = 0, 0
     for other in load.queues:
         if CLASS_ORDER[other.service_class] < place:
             by_class += other.pending_cost
-        elif other.service_class is queue.service_class and other.tenant_id != queue.tenant_id:
+            num_by_class += other.num_pending
+        elif other.service_class is queue.service_class and other.tenant_id != queue.tenant_id and other.num_pending:
             due = (queue.counter - other.counter) + (own + cost) / queue.weight
-            by_share += min(other.pending_cost, max(Decimal(0), due * other.weight))
-    return Ahead(load.cost_at_work, by_class, by_share, own)
+            share = min(other.pending_cost, max(Decimal(0), due * other.weight))
+            by_share += share
+            num_by_share += math.ceil(share * other.num_pending / other.pending_cost)
+    return Ahead(load.cost_at_work, by_class, by_share, own, num_by_class, num_by_share)
 
 
 def time_for(load: Load, cost: Decimal) -> datetime | None:

@@ -178,3 +178,26 @@ def weight_of(session: Session, tenant_id: str) -> Decimal:
     """A tenant's weight; 1 where none was set."""
     found = session.scalar(select(TenantWeight.weight).where(TenantWeight.tenant_id == tenant_id))
     return Decimal(1) if found is None else found
+
+
+@dataclass(frozen=True, slots=True)
+class ListedShare:
+    """A tenant, and what it was served of one model in one class; None where it was served nothing at all."""
+
+    tenant: str
+    weight: Decimal
+    model: str | None
+    service_class: str | None
+    served: Decimal | None
+
+
+_LIST: Final = text("""
+    SELECT t.name, coalesce(w.weight, 1) AS weight, f.model, f.service_class, f.served
+    FROM tenants t LEFT JOIN tenant_weights w ON w.tenant_id = t.id LEFT JOIN fair_shares f ON f.tenant_id = t.id
+    ORDER BY t.name, f.model, f.service_class
+""")
+
+
+def list_shares(session: Session) -> list[ListedShare]:
+    """Every tenant, by name, with a row for each of its counters, or one without."""
+    return [ListedShare(*row) for row in session.execute(_LIST)]
