@@ -71,6 +71,17 @@ _FIND: Final = text(f"""
 """)  # noqa: S608 — all of it is ours
 
 
+_PRICED: Final = text(f"""
+    SELECT DISTINCT wanted.model
+    FROM (
+        SELECT CAST(:tenant_id AS text) AS tenant_id, name AS model, CAST(:rate_card_id AS bigint) AS rate_card_id,
+               clock_timestamp() AS at
+        FROM served_models
+    ) wanted {_JOIN_CARD}
+    JOIN rates priced ON priced.rate_card_id = k.id AND priced.model = wanted.model
+""")  # noqa: S608 — all of it is ours
+
+
 def find_rates(
     session: Session | Connection,
     *,
@@ -95,6 +106,11 @@ def find_rates(
         },
     ).one_or_none()
     return None if row is None else rates_of(tuple(row))
+
+
+def priced_models(session: Session | Connection, tenant_id: str, rate_card_id: int | None = None) -> frozenset[str]:
+    """The served models that have a price for this tenant, or on the card that was agreed with it."""
+    return frozenset(session.scalars(_PRICED, {"tenant_id": tenant_id, "rate_card_id": rate_card_id}))
 
 
 def find_rates_of_batches(session: Session | Connection, batch_ids: Sequence[str]) -> dict[str, Rates]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import BinaryIO
 import structlog
 from sqlalchemy import Connection, text
 
+from pipeline.billing.cards_in_effect import priced_models
 from pipeline.jobs.input_lines import FileEncodingError, FileTooLargeError, InputLine, read_lines
 from pipeline.jobs.intake_table import InvalidLine, create_intake_table, write_errors, write_requests
 from pipeline.jobs.prompts import CheckedLine, PromptEncoder, RenderedRequest
@@ -28,11 +29,7 @@ _RENDERED_BYTES = 256 * 1024
 _CHUNK_REQUESTS = 1024
 _CHUNK_BYTES = 256 * 1024
 
-_MODELS = text("""
-    SELECT m.name, m.path, m.context_length,
-           EXISTS (SELECT FROM rate_cards r WHERE r.model = m.name AND r.effective_from <= now()) AS is_priced
-    FROM served_models m
-""")
+_MODELS = text("SELECT name, path, context_length FROM served_models")
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +103,8 @@ def intake(
     first thing that is wrong with it; line 0 is the file as a whole. The batch itself is left as it is. Memory is
     bounded, whatever the file holds. Raises what `stream` and the database raise, and nothing else.
     """
-    report = read_input(conn, batch.endpoint, stream, settings, tokenizer_of)
+    priced = priced_models(conn, batch.tenant_id, batch.rate_card_id)
+    report = read_input(conn, batch.endpoint, stream, settings, tokenizer_of, priced=priced)
     write_errors(conn, batch.id, report.errors)
     return IntakeReport(
         model=report.model,
@@ -122,14 +120,18 @@ def read_input(
     stream: BinaryIO,
     settings: Settings,
     tokenizer_of: Callable[[Path], Tokenizer] = load_tokenizer,
+    *,
+    priced: Collection[str],
 ) -> InputReport:
     """Check every line of `stream`, whose requests are for `endpoint`, and leave the good ones in the intake table.
+
+    `priced` are the models that have a price for the tenant; requests for others are refused.
 
     Once per transaction. Memory is bounded, but for what is said about each bad line. Raises what `stream` and the
     database raise, and nothing else.
     """
     create_intake_table(conn)
-    state = _Intake(conn, endpoint, settings, tokenizer_of)
+    state = _Intake(conn, endpoint, settings, tokenizer_of, priced)
     is_whole = True
     try:
         state.read(stream)
@@ -148,7 +150,12 @@ class _Intake:
     """One pass over one file."""
 
     def __init__(
-        self, conn: Connection, endpoint: str, settings: Settings, tokenizer_of: Callable[[Path], Tokenizer]
+        self,
+        conn: Connection,
+        endpoint: str,
+        settings: Settings,
+        tokenizer_of: Callable[[Path], Tokenizer],
+        priced: Collection[str],
     ) -> None:
         self._conn = conn
         self._endpoint = endpoint
@@ -156,7 +163,7 @@ class _Intake:
         self._tokenizer_of = tokenizer_of
         self._models = {
             row.name: _Model(
-                name=row.name, path=Path(row.path), context_length=row.context_length, is_priced=row.is_priced
+                name=row.name, path=Path(row.path), context_length=row.context_length, is_priced=row.name in priced
             )
             for row in conn.execute(_MODELS)
         }

@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import Connection, Engine, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
-from pipeline.billing.cards_in_effect import find_rates
+from pipeline.billing.cards_in_effect import find_rates, priced_models
 from pipeline.billing.rating import NotPricedError, TokenUsage, expected_cost, worst_cost
 from pipeline.celery import CONTROL_QUEUE, QUOTE
 from pipeline.ids import new_id
@@ -144,7 +144,8 @@ def _compute(conn: Connection, quote: Quote, settings: Settings) -> dict[str, An
         return _failed([InvalidLine(0, None, "file_not_found", "input_file_id", "The input file was deleted.")])
     try:
         with open_blob(file.storage_key) as blob:
-            report = read_input(conn, quote.endpoint, blob, settings)
+            priced = priced_models(conn, quote.tenant_id)
+            report = read_input(conn, quote.endpoint, blob, settings, priced=priced)
     except BlobNotFoundError:
         return _failed([InvalidLine(0, None, "file_not_found", "input_file_id", "The input file was deleted.")])
     if not report.is_accepted(quote.on_invalid) or report.model is None:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from pipeline.billing.card_files import read_card_file, read_overrides_file
-from pipeline.billing.cards_in_effect import find_rates
+from pipeline.billing.cards_in_effect import find_rates, priced_models
 from pipeline.billing.contracts import ContractError, list_contracts, make_contract
 from pipeline.billing.plans import add_draft, publish
 from pipeline.tables import Meter
@@ -105,3 +105,15 @@ def test_a_contract_is_never_changed_and_is_in_the_audit_log(database: Engine, t
     [details] = sql(database, "SELECT details FROM audit_log WHERE act = 'contract.make'")[0]
     assert details == {"tenant": tenant.id, "plan": "gold", "commitment": "99.5 USD", "overrides": []}
     assert sql(database, "SELECT id, commitment FROM contracts") == [(contract.id, Decimal("99.5"))]
+
+
+def test_a_model_is_priced_for_whom_its_card_holds(database: Engine, tenant: SeededTenant) -> None:
+    other = seed_tenant(database, "globex")
+    for name in ("tiny", "small"):
+        sql(database, "INSERT INTO served_models (name, path, context_length) VALUES (:name, '/', 2048)", name=name)
+    with transaction() as session:
+        card = publish(session, add_draft(session, read_card_file(GOLD.replace("tiny", "small"))))
+        make_contract(session, tenant.id, plan="gold")
+        assert priced_models(session, tenant.id) == {"tiny", "small"}
+        assert priced_models(session, other.id) == {"tiny"}
+        assert priced_models(session, other.id, card.id) == {"small"}
