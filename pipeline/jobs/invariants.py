@@ -183,6 +183,28 @@ INVARIANTS: Final = (
         """,
     ),
     Invariant(
+        "each administrative act follows from the one before",
+        """
+        SELECT 'act ' || seq, 'the one before is ' || coalesce(before::text, 'none') FROM (
+            SELECT seq, previous_hash, lag(seq) OVER acts AS before, lag(hash) OVER acts AS hash_before FROM audit_log
+            WINDOW acts AS (ORDER BY seq)
+        ) a
+        WHERE seq <> coalesce(before, 0) + 1 OR previous_hash <> coalesce(hash_before, decode(repeat('00', 32), 'hex'))
+        """,
+    ),
+    Invariant(
+        "a batch frees no more of its tenant's limit than its requests that ended",
+        """
+        SELECT 'batch ' || b.id, format('frees %s of %s tokens; those of its requests that ended are %s',
+               b.num_released_tokens, b.num_reserved_tokens, coalesce(r.num_tokens, 0))
+        FROM batches b LEFT JOIN (
+            SELECT batch_id, sum(num_prompt_tokens) AS num_tokens FROM requests WHERE outcome IS NOT NULL
+            GROUP BY batch_id
+        ) r ON r.batch_id = b.id
+        WHERE b.num_released_tokens > coalesce(r.num_tokens, 0)
+        """,
+    ),
+    Invariant(
         "nothing is kept of an answer in parts once there is an outcome",
         """
         SELECT 'request ' || r.id, count(*) || ' parts, and its outcome is ' || r.outcome

@@ -18,6 +18,12 @@ from workers.backends.echo import EchoEngine
 #: What is broken by hand, and the invariants that see it; `:first` to `:third` are ids of requests. Triggers and
 #: foreign keys, which refuse some of it, are off.
 DAMAGE = {
+    "UPDATE batches SET num_released_tokens = 1000": {
+        "a batch frees no more of its tenant's limit than its requests that ended"
+    },
+    "INSERT INTO audit_log VALUES (7, now(), 'x', 'x', 'x', '{}', 'x', 'x')": {
+        "each administrative act follows from the one before"
+    },
     "DELETE FROM results WHERE request_id = :first": {
         "a request has an answer if it succeeded, and no other has one",
         "an attempt counts the answers that it recorded",

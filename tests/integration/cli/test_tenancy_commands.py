@@ -1,0 +1,113 @@
+"""`keys`, `projects` and `audit log`, against a real database."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from click.testing import Result
+from seeds import sql
+from sqlalchemy import Engine
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.errors import UserError
+from pipeline.tables.session import transaction
+from pipeline.tenancy.keys import Principal, authenticate
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def printed(*arguments: str) -> Any:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    return json.loads(result.stdout)
+
+
+def mistake(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+def who(key: str) -> Principal:
+    with transaction() as session:
+        return authenticate(session, key)
+
+
+def test_a_key_of_a_project_is_made_rotated_and_ended_with_it(database: Engine) -> None:
+    run("keys", "create", "--tenant", "acme")
+    project = printed("projects", "create", "search", "--tenant", "acme")["id"]
+    made = printed(
+        *("keys", "create", "--tenant", "acme", "--project", "search", "--expires", "90d"),
+        *("--scopes", "batches:write,files:write"),
+    )
+    assert made["expires_at"]
+    assert who(made["key"]).project_id == project
+    assert who(made["key"]).scopes == {"batches:write", "files:write"}
+
+    again = printed("keys", "rotate", made["id"], "--grace", "1h")
+    assert again["rotated_from"] == made["id"]
+    assert who(again["key"]).scopes == who(made["key"]).scopes
+    listed = {key["id"]: key for key in printed("keys", "list", "--tenant", "acme")}
+    assert listed[made["id"]]["expires_at"] < listed[again["id"]]["expires_at"]
+    table = run("keys", "list").stdout
+    assert "search" in table
+    assert "files:write,batches:write" in table
+    assert made["key"] not in table
+
+    assert "is archived" in run("projects", "archive", "search", "--tenant", "acme").stdout
+    listed = {key["id"]: key for key in printed("keys", "list", "--tenant", "acme")}
+    assert listed[again["id"]]["revoked_at"]
+    assert [(one["name"], bool(one["archived_at"])) for one in printed("projects", "list", "--tenant", "acme")] == [
+        ("default", False),
+        ("search", True),
+    ]
+    assert [one["name"] for one in printed("tenants", "list")] == ["acme"]
+
+
+def test_mistakes_about_keys_are_told_in_one_line(database: Engine) -> None:
+    key = printed("keys", "create", "--tenant", "acme")["id"]
+    assert "no project 'nope'. Projects: default" in mistake("keys", "create", "--tenant", "acme", "--project", "nope")
+    assert "'files:all' is no scope" in mistake("keys", "create", "--tenant", "acme", "--scopes", "files:all")
+    assert "--expires is 'soon'" in mistake("keys", "create", "--expires", "soon")
+    assert "no such key" in mistake("keys", "rotate", "none")
+    printed("keys", "rotate", key, "--grace", "0m")
+    assert "revoked or has expired" in mistake("keys", "rotate", key)
+    assert "default project" in mistake("projects", "archive", "default", "--tenant", "acme")
+
+
+def test_the_log_is_shown_and_verified(database: Engine) -> None:
+    key = printed("keys", "create", "--tenant", "acme", "--name", "nightly")["id"]
+    run("keys", "revoke", key)
+
+    entries = printed("audit", "log")
+    assert [entry["act"] for entry in entries] == ["key.revoke", "key.create", "tenant.create"]
+    assert "@" in entries[0]["actor"]
+    assert [entry["act"] for entry in printed("audit", "log", "--object", key, "--act", "key.revoke")] == ["key.revoke"]
+    table = run("audit", "log", "--limit", "2").stdout
+    assert "key.create" in table
+    assert "name=nightly" in table
+    assert "tenant.create" not in table
+
+    found = printed("audit", "verify")
+    assert (found["entries"], found["faults"]) == (3, [])
+    assert "3 entries, each as it was written" in run("audit", "verify", "--head", found["head"]).stdout
+    assert "SEQ:HASH" in mistake("audit", "verify", "--head", "3")
+
+    sql(database, "ALTER TABLE audit_log DISABLE TRIGGER ALL")
+    sql(database, "DELETE FROM audit_log WHERE seq = 3")
+    assert run("audit", "verify").exit_code == 0
+    cut = run("audit", "verify", "--head", found["head"])
+    assert cut.exit_code == 1
+    assert cut.stdout == "Entry 3: entries 3 to 3 are missing from the end.\n"
+
+
+def test_the_audit_of_the_promises_is_still_there(database: Engine, redis_url: str) -> None:
+    result = run("audit")
+    assert result.exit_code == 0, result.exception
+    assert "Everything that was looked at agrees." in result.stdout
+    assert [finding for finding in printed("audit", "--at-rest") if finding["violations"]] == []
