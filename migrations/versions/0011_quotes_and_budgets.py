@@ -113,7 +113,6 @@ def _create_budgets() -> None:
         sa.Column("spent", _MONEY, server_default="0", nullable=False),
         sa.Column("held", _MONEY, server_default="0", nullable=False),
         sa.Column("alerted_percent", sa.SmallInteger(), server_default="0", nullable=False),
-        sa.CheckConstraint("held >= 0", name=op.f("ck_budget_uses_held_not_negative")),
         sa.ForeignKeyConstraint(
             ["budget_id"], ["budgets.id"], name=op.f("fk_budget_uses_budget_id"), ondelete="CASCADE"
         ),

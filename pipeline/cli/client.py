@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pipeline.cli.connecting import API_KEY, BASE_URL, DATA_DIR, JSON, open_client
+from pipeline.cli.input_files import first_url, readable
+from pipeline.cli.quoting import read_quote
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +25,6 @@ NOT_COMPLETED = 3
 #: Errors of a failed batch that are printed; --json prints all of them.
 _SHOWN_ERRORS = 10
 
-_CHAT = "/v1/chat/completions"
-
 
 def register(app: typer.Typer) -> None:
     for command in (submit, batches, watch, download, cancel):
@@ -31,11 +32,18 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    file: Path = typer.Argument(help="Input file: one request per line, as for the OpenAI Batch API."),
+    file: Path | None = typer.Argument(
+        None, help="Input file: one request per line, as for the OpenAI Batch API. With --quote, that of the quote."
+    ),
     wait: bool = typer.Option(False, "--wait", help="Wait for the end; exit code 3 if it is not `completed`."),
     endpoint: str | None = typer.Option(None, help="Endpoint of the requests. (default: the url of the first line)"),
     on_invalid: str | None = typer.Option(None, help="`skip` runs the good lines of a file that has bad ones."),
     window: str = typer.Option("24h", help="Completion window: 24h, or others from 15m to 7d."),
+    service_class: str | None = typer.Option(
+        None, "--class", help="How soon it is wanted: priority, standard or flex. (default: standard)"
+    ),
+    quote: str | None = typer.Option(None, help="Id of a quote, whose file and price it then has."),
+    max_cost: str | None = typer.Option(None, help="Amount at which it pauses, in the currency of its prices."),
     metadata: list[str] = typer.Option([], help="KEY=VALUE to keep with the batch; may be repeated."),
     data_dir: Path | None = DATA_DIR,
     base_url: str | None = BASE_URL,
@@ -44,16 +52,25 @@ def submit(
 ) -> None:
     """Upload an input file and start a batch."""
     pairs = dict(_pair(text) for text in metadata)
-    endpoint = endpoint or _first_url(file)
+    if (file is None) == (quote is None):
+        raise typer.BadParameter("Give an input file, or --quote with the id of a quote.", param_hint="FILE")
+    extensions = {"on_invalid": on_invalid, "service_class": service_class, "quote_id": quote, "max_cost": max_cost}
+    endpoint = endpoint or (first_url(file) if file else None)
     with open_client(data_dir, base_url, api_key) as client:
-        with _readable(file) as content:
-            uploaded = client.files.create(file=(file.name, content), purpose="batch")
+        if file is not None:
+            with readable(file) as content:
+                file_id = client.files.create(file=(file.name, content), purpose="batch").id
+        else:
+            quoted = read_quote(client, quote or "")
+            file_id, endpoint = quoted["input_file_id"], endpoint or quoted["endpoint"]
+            for name in ("on_invalid", "service_class"):
+                extensions[name] = extensions[name] or quoted[name]
         batch = client.batches.create(
-            input_file_id=uploaded.id,
+            input_file_id=file_id,
             endpoint=endpoint,  # type: ignore[arg-type]
             completion_window=window,  # type: ignore[arg-type]
             metadata=pairs or None,
-            extra_body={"on_invalid": on_invalid} if on_invalid else None,
+            extra_body={name: value for name, value in extensions.items() if value} or None,
         )
         if wait:
             _wait(client, batch, as_json)
@@ -155,11 +172,16 @@ def _print_batch(batch: Batch, as_json: bool) -> None:
         line += f" ({counts.total} requests, {counts.completed} completed, {counts.failed} failed)"
     typer.echo(line)
     found = (batch.errors.data if batch.errors else None) or []
-    for error in found[:_SHOWN_ERRORS]:
-        where = f"line {error.line}: " if error.line else ""
-        typer.echo(f"  {where}{error.message} ({error.code})", err=True)
-    if len(found) > _SHOWN_ERRORS:
-        typer.echo(f"  and {len(found) - _SHOWN_ERRORS} more; --json shows all", err=True)
+    print_errors([error.model_dump() for error in found[:_SHOWN_ERRORS]], len(found))
+
+
+def print_errors(errors: Sequence[Mapping[str, Any]], count: int) -> None:
+    """The first of so many errors of a file."""
+    for error in errors[:_SHOWN_ERRORS]:
+        where = f"line {error['line']}: " if error["line"] else ""
+        typer.echo(f"  {where}{error['message']} ({error['code']})", err=True)
+    if count > _SHOWN_ERRORS:
+        typer.echo(f"  and {count - _SHOWN_ERRORS} more; --json shows all", err=True)
 
 
 def _download(client: OpenAI, file_id: str | None, path: Path) -> str | None:
@@ -183,21 +205,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not separator or not key:
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--metadata")
     return key, value
-
-
-def _readable(file: Path) -> Any:
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise UserError(f"Can't read {file}: {error.strerror}.") from None
-
-
-def _first_url(file: Path) -> str:
-    """The endpoint that the first request names; where it names none, the gateway will say what is wrong with it."""
-    with _readable(file) as content:
-        try:
-            first = json.loads(content.readline(1024**2))
-        except ValueError:
-            return _CHAT
-    url = first.get("url") if isinstance(first, dict) else None
-    return url if isinstance(url, str) else _CHAT

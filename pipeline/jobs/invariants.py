@@ -220,6 +220,37 @@ INVARIANTS: Final = (
         FROM ({DRIFT}) AS drift
         """,  # noqa: S608 - a constant
     ),
+    Invariant(
+        "nothing is held for a slice that is not claimed",
+        """
+        SELECT 'hold for slice ' || h.slice_id, 'the slice is ' || s.status
+        FROM holds h JOIN slices s ON s.id = h.slice_id WHERE s.status <> 'claimed'
+        """,
+    ),
+    Invariant(
+        "what is held of a budget is the sum of its holds",
+        """
+        SELECT format('budget %s from %s', u.budget_id, u.period_start),
+               format('%s is held; the holds are %s', u.held, coalesce(h.amount, 0))
+        FROM budget_uses u LEFT JOIN LATERAL (
+            SELECT sum(amount) AS amount FROM holds h
+            WHERE h.budget_id = u.budget_id AND h.period_start = u.period_start
+        ) h ON true
+        WHERE u.held <> coalesce(h.amount, 0)
+        """,
+    ),
+    Invariant(
+        "the budget of a batch is spent by what it cost, and not passed",
+        """
+        SELECT 'batch ' || g.batch_id, format('spent %s of %s; its lines are %s', u.spent, g.amount, l.amount)
+        FROM budgets g JOIN budget_uses u ON u.budget_id = g.id CROSS JOIN LATERAL (
+            SELECT coalesce(sum(l.amount), 0) AS amount FROM usage_events e JOIN rated_lines l
+                ON l.request_id = e.request_id AND l.meter = e.meter AND l.revision = 1
+            WHERE e.batch_id = g.batch_id AND l.currency = g.currency
+        ) l
+        WHERE g.batch_id IS NOT NULL AND (u.spent <> l.amount OR u.spent + u.held > g.amount)
+        """,
+    ),
 )
 
 #: Hold only where nothing is under way.

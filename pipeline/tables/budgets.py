@@ -63,8 +63,6 @@ class BudgetUse(Base):
     """What one period of a budget has seen. Whoever claims or records under it locks this row."""
 
     __tablename__ = "budget_uses"
-    __table_args__ = (CheckConstraint("held >= 0", name="held_not_negative"),)
-
     budget_id: Mapped[str] = mapped_column(ForeignKey("budgets.id", ondelete="CASCADE"), primary_key=True)
     #: First day of the period; of a budget without end, always the same.
     period_start: Mapped[date] = mapped_column(Date, primary_key=True)

@@ -98,6 +98,18 @@ DAMAGE = {
     "UPDATE usage_rollups SET num_events = num_events + 1 WHERE period = 'hour'": {
         "roll-ups are the sum of the usage events"
     },
+    "INSERT INTO holds (slice_id, budget_id, period_start, amount) VALUES (1, 'b', '2000-01-01', 1)": {
+        "nothing is held for a slice that is not claimed"
+    },
+    "INSERT INTO budget_uses (budget_id, period_start, held) VALUES ('b', '2000-01-01', 1)": {
+        "what is held of a budget is the sum of its holds"
+    },
+    """WITH budget AS (
+        INSERT INTO budgets (id, tenant_id, batch_id, currency, period, amount, is_hard, is_prepaid)
+        SELECT 'b', tenant_id, id, 'USD', 'total', 1, true, false FROM batches RETURNING id
+    ) INSERT INTO budget_uses (budget_id, period_start, spent) SELECT id, '2000-01-01', 0.5 FROM budget""": {
+        "the budget of a batch is spent by what it cost, and not passed"
+    },
     "UPDATE batches SET status = 'finalizing'": {"every batch has ended"},
     "INSERT INTO outbox (queue, task, args) VALUES ('control', 'x', '[]')": {"every message is published"},
     """UPDATE attempts SET "end" = NULL WHERE slice_id = 1""": {"every attempt has ended"},
