@@ -13,6 +13,7 @@ from typing import Any, Final
 from celery import Celery, signals
 from celery.app.amqp import AMQP
 from celery.exceptions import CPendingDeprecationWarning
+from celery.schedules import crontab
 from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
@@ -28,10 +29,17 @@ FINALIZE: Final = "control.finalize"  #: args [batch_id]: close a batch of which
 QUOTE: Final = "control.quote"  #: args [quote_id]: compute a quote.
 SWEEP: Final = "control.sweep"  #: no args, from beat.
 RELAY: Final = "control.relay"  #: no args, from beat.
+DRAFT: Final = "control.draft"  #: no args, from beat: the invoices of the month before.
 GENERATE: Final = "generate.slice"  #: args [model]: a ticket; entitles the receiving group to claim one slice.
 
 #: What the arguments of a task are, for `describe_args`.
-_ARG_NAMES: Final = {PREPARE: ("batch",), CANCEL: ("batch",), FINALIZE: ("batch",), QUOTE: ("quote",), GENERATE: ("model",)}
+_ARG_NAMES: Final = {
+    PREPARE: ("batch",),
+    CANCEL: ("batch",),
+    FINALIZE: ("batch",),
+    QUOTE: ("quote",),
+    GENERATE: ("model",),
+}
 
 CONTROL_QUEUE: Final = "control"
 
@@ -123,6 +131,11 @@ def _configuration() -> dict[str, Any]:
                 "task": RELAY,
                 "schedule": settings.relay_seconds,
                 "options": {"expires": max(1.0, settings.relay_seconds), "retry": False},
+            },
+            "draft": {
+                "task": DRAFT,
+                "schedule": crontab(minute=5),  # of every hour, UTC
+                "options": {"expires": 3600, "retry": False},
             },
         },
     }

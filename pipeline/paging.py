@@ -10,10 +10,10 @@ from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.orm import Session
 
 from pipeline.errors import PipelineError
-from pipeline.tables import Batch, File
+from pipeline.tables import Batch, File, Invoice
 from pipeline.tenancy.scopes import is_in_project
 
-Row = TypeVar("Row", Batch, File)
+Row = TypeVar("Row", Batch, File, Invoice)
 
 
 class UnknownCursorError(PipelineError):
@@ -49,7 +49,9 @@ def read_page(
     The cursor's row need not meet the conditions: who deletes what a page shows can go on from its last row.
     """
     order = (entity.created_at, entity.id)
-    is_visible = is_in_project(entity, tenant_id, project_id)
+    is_visible = (
+        entity.tenant_id == tenant_id if issubclass(entity, Invoice) else is_in_project(entity, tenant_id, project_id)
+    )
     query = select(entity).where(is_visible, *conditions)
     if after is not None:
         cursor = session.execute(select(*order).where(is_visible, entity.id == after)).one_or_none()

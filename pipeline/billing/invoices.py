@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.billing.charges import charge_currencies
 from pipeline.billing.closing import closing_entries, post_closing
-from pipeline.billing.documents import Party
+from pipeline.billing.documents import Document, Party
 from pipeline.billing.invoice_reading import document_of, line_row
 from pipeline.billing.itemizing import billed_months, currencies_used, items_to_bill
 from pipeline.billing.merkle import root_of
@@ -55,11 +55,21 @@ def create_invoices(session: Session, tenant_id: str, month: Month, now: datetim
     found = {invoice.currency: invoice for invoice in _of_month(session, tenant_id, month)}
     for currency in _currencies(session, tenant_id, month):
         if currency not in found:
-            found[currency] = _create(session, tenant_id, month, currency)
+            found[currency] = _new(session, tenant_id, month, currency, now)
+            session.add(found[currency])
     for invoice in found.values():
         _advance(invoice, now)
     session.flush()
     return [found[currency] for currency in sorted(found)]
+
+
+def month_documents(session: Session, tenant_id: str, month: Month, now: datetime) -> list[Document]:
+    """The invoices of a tenant's month as they are; those that are not made yet, as they would be. Writes nothing."""
+    found = {invoice.currency: invoice for invoice in _of_month(session, tenant_id, month)}
+    for currency in _currencies(session, tenant_id, month):
+        if currency not in found:
+            found[currency] = _new(session, tenant_id, month, currency, now)
+    return [document_of(session, found[currency]) for currency in sorted(found)]
 
 
 def finalize_invoice(session: Session, invoice_id: str, now: datetime, settings: Settings | None = None) -> Invoice:
@@ -205,11 +215,11 @@ def _currencies(session: Session, tenant_id: str, month: Month) -> list[str]:
     return sorted(found)
 
 
-def _create(session: Session, tenant_id: str, month: Month, currency: str) -> Invoice:
+def _new(session: Session, tenant_id: str, month: Month, currency: str, now: datetime) -> Invoice:
+    """With customer and supplier as they are now; not part of the session."""
     settings = get_settings()
     details = session.get(BillingDetails, tenant_id)
-    tenant = session.get_one(Tenant, tenant_id)
-    customer = Party(name=tenant.name)
+    customer = Party(name=session.get_one(Tenant, tenant_id).name)
     if details is not None:
         customer = Party(name=details.name, address=details.address, tax_id=details.tax_id, reference=details.reference)
     supplier = Party(
@@ -218,7 +228,7 @@ def _create(session: Session, tenant_id: str, month: Month, currency: str) -> In
         tax_id=settings.supplier_tax_id,
         reference=settings.supplier_note.replace("\\n", "\n"),
     )
-    invoice = Invoice(
+    return Invoice(
         id=new_id("inv"),
         tenant_id=tenant_id,
         currency=currency,
@@ -226,11 +236,8 @@ def _create(session: Session, tenant_id: str, month: Month, currency: str) -> In
         status=InvoiceStatus.DRAFT,
         customer=customer.record(),
         supplier=supplier.record(),
+        created_at=now,
     )
-    session.add(invoice)
-    session.flush()
-    session.refresh(invoice)
-    return invoice
 
 
 def _advance(invoice: Invoice, now: datetime) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pipeline.cli import invoicing
 from pipeline.cli.connecting import DATA_DIR, JSON, TENANT, find_tenant_id, open_database
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
     usage_commands.callback()(usage)
     app.add_typer(usage_commands, name="usage")
     bill_commands.callback()(bill)
+    invoicing.register(bill_commands)
     app.add_typer(bill_commands, name="bill")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from pipeline.gateway import batches, explanations, files, health, models, quotes, usage
+from pipeline.gateway import batches, explanations, files, health, invoices, models, quotes, usage
 from pipeline.gateway.errors import add_error_handlers
 from pipeline.gateway.failed_keys import FailedKeys
 from pipeline.gateway.middleware import (
@@ -36,7 +36,7 @@ def create_app(
         responses={"default": {"model": ErrorResponse, "description": "Anything that is no success"}},
     )
     app.state.failed_keys = FailedKeys(get_settings().key_failures_per_minute)
-    for resource in (files, quotes, batches, explanations, models, usage, health):
+    for resource in (files, quotes, batches, explanations, models, usage, invoices, health):
         app.include_router(resource.router)
     add_error_handlers(app)
     # The last one added is the first to see a request.

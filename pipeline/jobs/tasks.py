@@ -9,7 +9,8 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.celery import CANCEL, FINALIZE, PREPARE, QUOTE, RELAY, SWEEP, app
+from pipeline.billing import drafting
+from pipeline.celery import CANCEL, DRAFT, FINALIZE, PREPARE, QUOTE, RELAY, SWEEP, app
 from pipeline.errors import PipelineError
 from pipeline.jobs import cancelling, finalizing, outbox, preparing, quoting, sweeping
 from pipeline.telemetry.logs import summarize_error
@@ -74,3 +75,9 @@ def sweep() -> dict[str, Any]:
 def relay() -> dict[str, Any]:
     """Publish what direct publishing missed."""
     return {"messages": outbox.publish()}
+
+
+@_task(DRAFT)
+def draft() -> dict[str, Any]:
+    """Make the invoices of the month before that are missing."""
+    return {"invoices": drafting.draft_invoices()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Final
 
 import pytest
@@ -13,8 +14,9 @@ from seeds import sql
 from sqlalchemy import Engine
 
 from pipeline.gateway import create_app
+from pipeline.ids import new_id
 from pipeline.jobs.quoting import request_quote
-from pipeline.tables import Batch, File, OnInvalid, ServiceClass
+from pipeline.tables import Batch, File, Invoice, InvoiceStatus, OnInvalid, ServiceClass
 from pipeline.tables.session import transaction
 
 COMPLETIONS = "/v1/completions"
@@ -41,12 +43,30 @@ class Things:
                 on_invalid=OnInvalid.FAIL,
                 service_class=ServiceClass.STANDARD,
             )
-        self.ids = {"file_id": file_id, "input_file_id": file_id, "batch_id": batch.id, "quote_id": quote.id}
+            invoice = Invoice(
+                id=new_id("inv"),
+                tenant_id=self.owner.id,
+                currency="USD",
+                month_start=date(2020, 1, 1),
+                status=InvoiceStatus.VOID,
+                customer={"name": "a"},
+                supplier={"name": "b"},
+            )
+            session.add(invoice)
+        self.ids = {
+            "file_id": file_id,
+            "input_file_id": file_id,
+            "batch_id": batch.id,
+            "quote_id": quote.id,
+            "invoice_id": invoice.id,
+        }
         return self
 
 
-#: The same for all tenants.
-PUBLIC: Final = ("model",)
+#: The same for all tenants, and what stands for it.
+PUBLIC: Final = {"model": "tiny", "form": "json"}
+#: Of the whole tenant: a key of a project is refused before anything is looked for.
+WHOLE: Final = "/v1/organization/invoices"
 #: What a body has beside the id that is tried.
 BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "/v1/batches": {"input_file_id": "file-none", "endpoint": COMPLETIONS, "completion_window": "24h"},
@@ -119,8 +139,11 @@ def test_what_is_anothers_is_answered_as_what_is_not_there(
         assert not uncovered, f"{method} {path}: make one in Things, so that a stranger tries its id"
         for number, stranger in enumerate(strangers):
             with subtests.test(method=method, path=path, stranger=number):
-                theirs = stranger.http.request(method, path.format(**owner.ids))
-                nothing = stranger.http.request(method, path.format(**dict.fromkeys(names, MISSING)))
+                theirs = stranger.http.request(method, path.format(**PUBLIC, **owner.ids))
+                nothing = stranger.http.request(method, path.format(**PUBLIC, **dict.fromkeys(names, MISSING)))
+                if path.startswith(WHOLE) and stranger is not strangers[0]:
+                    assert theirs.status_code == nothing.status_code == 403
+                    continue
                 assert theirs.status_code == nothing.status_code == 404
                 error = error_of(theirs)
                 for name in names:
@@ -139,7 +162,9 @@ def test_an_owner_reaches_what_strangers_do_not(
         for caller in (owner.owner, whole):
             with subtests.test(method=method, path=path):
                 if method != "DELETE" or caller is owner.owner:
-                    assert caller.http.request(method, path.format(**owner.ids)).status_code in (200, 409)
+                    allowed = (403,) if path.startswith(WHOLE) and caller is owner.owner else (200, 409)
+                    answer = caller.http.request(method, path.format(**PUBLIC, **owner.ids))
+                    assert answer.status_code in allowed
 
 
 def test_a_body_can_not_name_what_is_anothers(
@@ -168,6 +193,9 @@ def test_a_page_can_not_begin_after_what_is_anothers(
             for given in owner.ids.values():
                 with subtests.test(path=path, given=given):
                     response = stranger.http.get(path, params={"after": given})
+                    if path.startswith(WHOLE) and stranger is not strangers[0]:
+                        assert response.status_code == 403
+                        continue
                     assert response.status_code == 400
                     assert error_of(response)["param"] == "after"
 

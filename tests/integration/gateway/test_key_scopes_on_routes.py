@@ -26,6 +26,10 @@ SCOPES: Final[dict[tuple[str, str], Scope | None]] = {
     ("GET", "/v1/batches/quote/{quote_id}"): Scope.BATCHES_READ,
     ("GET", "/v1/organization/usage/completions"): Scope.USAGE_READ,
     ("GET", "/v1/organization/costs"): Scope.USAGE_READ,
+    ("GET", "/v1/organization/invoices"): Scope.INVOICES_READ,
+    ("GET", "/v1/organization/invoices/{invoice_id}"): Scope.INVOICES_READ,
+    ("GET", "/v1/organization/invoices/{invoice_id}/{form}"): Scope.INVOICES_READ,
+    ("GET", "/v1/receipts/key"): None,
     ("GET", "/v1/models"): None,
     ("GET", "/v1/models/{model}"): None,
 }

@@ -1,0 +1,63 @@
+"""Invoices that make themselves: at the end of a month each tenant that used anything gets its drafts."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+from sqlalchemy import Engine, text
+
+from pipeline.billing.invoices import create_invoices, database_now
+from pipeline.billing.reports import Month
+from pipeline.errors import UserError
+from pipeline.tables.session import transaction
+
+log = structlog.get_logger(__name__)
+
+#: Days of a month in which the invoices of the one before are looked for.
+_DAYS: Final = 7
+
+# By index, tenant by tenant: the events of a month can be millions. Of whoever was billed before there may be
+# corrections.
+_TENANTS: Final = text("""
+    SELECT t.id FROM tenants t
+    WHERE NOT EXISTS (
+        SELECT FROM invoices i WHERE i.tenant_id = t.id AND i.month_start = :month AND i.status <> 'void'
+    )
+    AND (
+        EXISTS (
+            SELECT FROM usage_events u WHERE u.tenant_id = t.id AND u.occurred_at >= :begin AND u.occurred_at < :end
+        )
+        OR EXISTS (SELECT FROM contracts c WHERE c.tenant_id = t.id AND c.commitment IS NOT NULL)
+        OR EXISTS (SELECT FROM credit_notes n WHERE n.tenant_id = t.id AND n.created_at < :end)
+        OR EXISTS (SELECT FROM invoices i WHERE i.tenant_id = t.id AND i.status = 'final')
+    )
+    ORDER BY t.id
+""")
+_COLLECT: Final = text("UPDATE invoices SET status = 'collecting' WHERE status = 'draft' AND month_start < :this_month")
+
+
+def draft_invoices(engine: Engine | None = None, now: datetime | None = None) -> int:
+    """Make the invoices of the month before that are missing, in the first days of a month; returns how many.
+
+    Drafts of months that are over begin to collect. Safe at any time, and from any number of callers. A tenant whose
+    invoices can't be made does not keep others from theirs: it is logged, and tried again the next time.
+    """
+    with transaction(engine) as session:
+        now = now or database_now(session)
+        this_month = Month.of(now)
+        session.execute(_COLLECT, {"this_month": this_month.start.date()})
+        if now >= this_month.start + timedelta(days=_DAYS):
+            return 0
+        month = Month.of(this_month.start - timedelta(days=1))
+        values = {"month": month.start.date(), "begin": month.start, "end": month.end}
+        tenants = session.scalars(_TENANTS, values).all()
+    num_invoices = 0
+    for tenant_id in tenants:
+        try:
+            with transaction(engine) as session:
+                num_invoices += len(create_invoices(session, tenant_id, month, now))
+        except UserError as error:
+            log.error("invoices not drafted", tenant=tenant_id, month=str(month), reason=str(error))
+    return num_invoices
