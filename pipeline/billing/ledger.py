@@ -33,6 +33,7 @@ class Posting(StrEnum):
     GRANT = "grant"  #: Credit was given.
     CREDIT_SPENT = "credit_spent"  #: Credit paid for usage.
     CREDIT_EXPIRED = "credit_expired"  #: Credit reached its end.
+    CREDIT_NOTE = "credit_note"  #: Part of a cost was given back; see `credit_notes`.
 
 
 _OPEN_ACCOUNTS: Final = """

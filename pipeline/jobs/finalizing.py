@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy import Engine, exists, func, select, update
 from sqlalchemy.orm import Session
 
+from pipeline.billing.missed_windows import credit_missed_window
 from pipeline.jobs.lines import view_num_bytes
 from pipeline.tables import Batch, BatchStatus, File, FileView, OutcomeKind, Request
 from pipeline.tables.session import transaction
@@ -41,7 +42,9 @@ def finalize(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
         _close_files(session, batch)
         batch.status = status
         setattr(batch, _MOMENTS[status], func.clock_timestamp())
-    log.info("batch closed", batch=batch_id, status=status.value)
+        session.flush()
+        credits_given = credit_missed_window(session, batch_id)
+    log.info("batch closed", batch=batch_id, status=status.value, credits=len(credits_given))
     return status
 
 

@@ -119,7 +119,8 @@ INVARIANTS: Final = (
     Invariant(
         "every ledger transaction is the sum of its rated lines",
         """
-        SELECT 'ledger transaction ' || t.id, format('receivable %s, rated %s', e.amount, l.amount)
+        SELECT 'ledger transaction ' || t.id,
+               format('receivable %s, rated %s, credited %s', e.amount, l.amount, n.amount)
         FROM ledger_transactions t
         LEFT JOIN LATERAL (
             SELECT coalesce(sum(e.amount), 0) AS amount
@@ -129,7 +130,8 @@ INVARIANTS: Final = (
         LEFT JOIN (
             SELECT ledger_transaction_id, sum(amount) AS amount FROM rated_lines GROUP BY 1
         ) l ON l.ledger_transaction_id = t.id
-        WHERE coalesce(l.amount, 0) <> e.amount
+        LEFT JOIN credit_notes n ON n.ledger_transaction_id = t.id
+        WHERE t.kind <> 'credit_spent' AND coalesce(l.amount, 0) - coalesce(n.amount, 0) <> e.amount
         """,
     ),
     Invariant(
