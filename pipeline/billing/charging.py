@@ -13,6 +13,7 @@ from psycopg import Cursor
 from pipeline.billing.pricing import exact_sum
 from pipeline.billing.rated_lines import Event, make_lines, write_lines
 from pipeline.billing.rating import Rates, TokenUsage
+from pipeline.tables.arrays import numbers, words
 from pipeline.tables.billing import Meter
 
 log = structlog.get_logger(__name__)
@@ -38,6 +39,8 @@ class Charge:
     #: None of one that nothing prices.
     amount: Decimal | None
     currency: str | None
+    #: What `amount` is the sum of.
+    by_meter: Mapping[Meter, Decimal]
 
 
 _INSERT_USAGE: Final = """
@@ -45,8 +48,8 @@ _INSERT_USAGE: Final = """
                               model, group_id, engine_ms)
     SELECT o.request_id, o.meter, o.quantity, s.tenant_id, b.project_id, b.api_key_id, s.batch_id, b.service_class,
            s.model, s.group_id, o.engine_ms
-    FROM unnest(%(ids)b::bigint[], %(slice_ids)b::bigint[], %(meters)b::text[],
-                %(quantities)b::bigint[], %(engine_ms)b::bigint[])
+    FROM unnest(%(ids)s::bigint[], %(slice_ids)s::bigint[], %(meters)s::text[],
+                %(quantities)s::bigint[], %(engine_ms)s::bigint[])
         AS o (request_id, slice_id, meter, quantity, engine_ms)
     JOIN slices s ON s.id = o.slice_id JOIN batches b ON b.id = s.batch_id
 """
@@ -65,16 +68,17 @@ def charge(cursor: Cursor[Any], answers: Sequence[Answer], rates: Mapping[str, R
     _report_unrated([answer for answer in answers if answer.batch_id not in rates])
     lines = make_lines(cursor, [(event, rates[answer.batch_id]) for answer in priced for event in _events(answer)])
     write_lines(cursor, lines, source="results")
-    amounts: dict[int, list[Decimal]] = {}
+    amounts: dict[int, dict[Meter, Decimal]] = {}
     for line in lines:
-        amounts.setdefault(line.event.request_id, []).append(line.amount)
+        amounts.setdefault(line.event.request_id, {})[line.event.meter] = line.amount
     return [_charge(answer, rates.get(answer.batch_id), amounts) for answer in answers]
 
 
-def _charge(answer: Answer, rates: Rates | None, amounts: Mapping[int, Sequence[Decimal]]) -> Charge:
+def _charge(answer: Answer, rates: Rates | None, amounts: Mapping[int, Mapping[Meter, Decimal]]) -> Charge:
     if rates is None:
-        return Charge(answer, None, None)
-    return Charge(answer, exact_sum(amounts[answer.request_id]), rates.currency)
+        return Charge(answer, None, None, {})
+    by_meter = amounts[answer.request_id]
+    return Charge(answer, exact_sum(by_meter.values()), rates.currency, by_meter)
 
 
 def _events(answer: Answer) -> list[Event]:
@@ -89,12 +93,12 @@ def _insert_usage(cursor: Cursor[Any], answers: Sequence[Answer]) -> None:
     cursor.execute(
         _INSERT_USAGE,
         {
-            "ids": [answer.request_id for answer, _, _ in rows],
-            "slice_ids": [answer.slice_id for answer, _, _ in rows],
-            "meters": [meter.value for _, meter, _ in rows],
-            "quantities": [quantity for _, _, quantity in rows],
+            "ids": numbers(answer.request_id for answer, _, _ in rows),
+            "slice_ids": numbers(answer.slice_id for answer, _, _ in rows),
+            "meters": words(meter.value for _, meter, _ in rows),
+            "quantities": numbers(quantity for _, _, quantity in rows),
             # Of the output event alone, so that sums are right.
-            "engine_ms": [answer.usage.engine_ms if meter is Meter.OUTPUT else 0 for answer, meter, _ in rows],
+            "engine_ms": numbers(answer.usage.engine_ms if meter is Meter.OUTPUT else 0 for answer, meter, _ in rows),
         },
     )
 

@@ -7,7 +7,8 @@ written by processes of a version before roll-ups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -16,7 +17,11 @@ from typing import Any, Final
 from psycopg import Cursor
 from sqlalchemy import Connection, Engine, text
 
+from pipeline.billing.charging import Charge
+from pipeline.billing.pricing import EXACT, ZERO
 from pipeline.billing.reports import Month
+from pipeline.tables.arrays import numbers, words
+from pipeline.tables.billing import Meter
 from pipeline.tables.session import connection
 
 #: Rows of one meter, key and hour that groups can add to side by side.
@@ -39,19 +44,22 @@ _EVENT_KEY: Final = """
     u.service_class, u.meter, coalesce(l.currency, '') AS currency
 """
 
-# Keys are sorted, so that no two transactions wait for each other's rows.
+# Keys are sorted, so that no two transactions wait for each other's rows. Events are of the moment at which their
+# transaction began.
 _ADD: Final = f"""
     WITH added AS (
-        SELECT {_EVENT_KEY}, u.occurred_at, mod(abs(hashtext(u.group_id)::bigint), {NUM_SHARDS}) AS shard,
-               count(*) AS num_events, sum(u.quantity) AS quantity, sum(u.engine_ms) AS engine_ms,
-               coalesce(sum(l.amount), 0) AS amount
-        FROM usage_events u LEFT JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter
-        WHERE u.request_id = ANY(%(ids)b::bigint[])
-        GROUP BY u.tenant_id, u.project_id, u.api_key_id, u.model, u.service_class, u.meter, l.currency, u.occurred_at,
-                 u.group_id
+        SELECT s.tenant_id, coalesce(b.project_id, 'proj_' || md5(s.tenant_id)) AS project_id, b.api_key_id, s.model,
+               b.service_class, o.meter, o.currency, mod(abs(hashtext(s.group_id)::bigint), {NUM_SHARDS}) AS shard,
+               sum(o.num_events) AS num_events, sum(o.quantity) AS quantity, sum(o.engine_ms) AS engine_ms,
+               sum(o.amount) AS amount
+        FROM unnest(%(slice_ids)s::bigint[], %(meters)s::text[], %(currencies)s::text[], %(num_events)s::bigint[],
+                    %(quantities)s::bigint[], %(engine_ms)s::bigint[], %(amounts)s::numeric[])
+            AS o (slice_id, meter, currency, num_events, quantity, engine_ms, amount)
+        JOIN slices s ON s.id = o.slice_id JOIN batches b ON b.id = s.batch_id
+        GROUP BY s.tenant_id, b.project_id, b.api_key_id, s.model, b.service_class, o.meter, o.currency, s.group_id
     )
     INSERT INTO usage_rollups ({_KEY}, shard, {_SUMS})
-    SELECT p.period, date_trunc(p.period, occurred_at, 'UTC') AS starts_at, tenant_id, project_id, api_key_id, model,
+    SELECT p.period, date_trunc(p.period, now(), 'UTC') AS starts_at, tenant_id, project_id, api_key_id, model,
            service_class, meter, currency, shard, {_SUMS}
     FROM added, {_PERIODS}
     ORDER BY {_KEY}, shard
@@ -145,14 +153,42 @@ class Rebuilt:
     num_corrected: int
 
 
-def add_usage(cursor: Cursor[Any], request_ids: Sequence[int]) -> None:
-    """Add the usage events of requests, just written in the transaction of `cursor`, to the roll-ups.
+@dataclass(slots=True)
+class _Sums:
+    num_events: int = 0
+    quantity: int = 0
+    engine_ms: int = 0
+    amount: Decimal = ZERO
 
-    The last thing in the transaction, since it locks rows that other groups of the tenant may want. Once for each
-    request. Waits for no answer, so that it can be part of a pipeline.
+
+def add_usage(cursor: Cursor[Any], charges: Iterable[Charge]) -> None:
+    """Add what was just charged, in the transaction of `cursor`, to the roll-ups.
+
+    The last thing in the transaction, since it locks rows that other groups of the tenant may want. Waits for no
+    answer, so that it can be part of a pipeline.
     """
-    if request_ids:
-        cursor.execute(_ADD, {"ids": list(request_ids)})
+    added: dict[tuple[int, Meter, str], _Sums] = defaultdict(_Sums)
+    for charge in charges:
+        for meter, quantity in charge.answer.usage.quantities():
+            sums = added[charge.answer.slice_id, meter, charge.currency or ""]
+            sums.num_events += 1
+            sums.quantity += quantity
+            sums.engine_ms += charge.answer.usage.engine_ms if meter is Meter.OUTPUT else 0
+            sums.amount = EXACT.add(sums.amount, charge.by_meter.get(meter, ZERO))
+    if not added:
+        return
+    cursor.execute(
+        _ADD,
+        {
+            "slice_ids": numbers(slice_id for slice_id, _, _ in added),
+            "meters": words(meter.value for _, meter, _ in added),
+            "currencies": words(currency for _, _, currency in added),
+            "num_events": numbers(sums.num_events for sums in added.values()),
+            "quantities": numbers(sums.quantity for sums in added.values()),
+            "engine_ms": numbers(sums.engine_ms for sums in added.values()),
+            "amounts": numbers(sums.amount for sums in added.values()),
+        },
+    )
 
 
 def find_drift(conn: Connection, tenant_id: str, starts_at: datetime, ends_at: datetime) -> list[Drift]:

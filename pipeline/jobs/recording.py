@@ -60,9 +60,12 @@ class Recorded:
     finished_batches: tuple[str, ...]
 
 
-# Every statement here looks up few rows by key. PostgreSQL keeps the plans of foreign key checks, so one that was
-# made while a table was all but empty would read the whole table again and again until its statistics are renewed.
-_USE_INDEXES: Final = "SET LOCAL enable_seqscan = off"
+# Every statement here looks up few rows by key, and is planned once: a plan that was made while a table was all but
+# empty must not read the whole of it, or of its index, when it has grown.
+_USE_INDEXES: Final = """
+    SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+           set_config('enable_mergejoin', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true)
+"""
 
 _LOCK: Final = """
     SELECT s.id, s.status = 'done' AS is_done
@@ -173,7 +176,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
             holds.settle(cursor, {outcome.claimed.id for outcome in new}, _slice_costs(charges))
             _count_in_batches(written, new)
             settle(cursor, [_cost(outcome) for outcome in new])
-            add_usage(cursor, [outcome.request_id for outcome in succeeded])
+            add_usage(cursor, charges)
             done |= {row[0] for row in locked.fetchall()}
             finished = tuple(row[0] for row in written.fetchall())
     return Recorded(stale=frozenset(slices.keys() - mine.keys()), done=frozenset(done), finished_batches=finished)
