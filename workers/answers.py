@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from pipeline.billing.rating import TokenUsage
+from pipeline.billing.receipts import pack_choices
 from pipeline.jobs.claiming import PlannedRequest
 from pipeline.jobs.recording import RequestOutcome
 from pipeline.schemas.responses import answer_body
@@ -37,6 +38,7 @@ def outcome_of(left: InFlight, outcome: Outcome) -> RequestOutcome:
             OutcomeKind.SUCCEEDED,
             body=body,
             usage=usage,
+            output_token_ids=_token_ids(outcome) if claimed.has_receipts else None,
             num_wasted_tokens=_take_waste(left.held),
         )
     left.held.num_wasted_tokens += computed_tokens(outcome)
@@ -45,6 +47,10 @@ def outcome_of(left: InFlight, outcome: Outcome) -> RequestOutcome:
             left.held, request, OutcomeKind.FAILED, outcome.error_code or "engine_error", outcome.error_message
         )
     return without_answer(left.held, request, left.held.ending or OutcomeKind.CANCELLED)
+
+
+def _token_ids(outcome: Outcome) -> bytes:
+    return pack_choices(choice.token_ids for choice in sorted(outcome.choices, key=lambda choice: choice.index))
 
 
 def without_answer(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Depends, Header, Query
 from pydantic import WithJsonSchema
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from pipeline.errors import UserError
 from pipeline.gateway.auth import BatchesReader, BatchesWriter
 from pipeline.gateway.errors import ApiError, conflict, invalid
 from pipeline.gateway.idempotency import IdempotencyKey, keyed_call
@@ -23,10 +25,14 @@ from pipeline.jobs.submission import submit_batch
 from pipeline.paging import read_page
 from pipeline.schemas.batches import BatchCreate, BatchObject
 from pipeline.schemas.lists import ListPage
+from pipeline.settings import get_settings
+from pipeline.signing import signing_key
 from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid, ServiceClass
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import Principal
 from pipeline.tenancy.scopes import is_in_project
+
+log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
@@ -64,6 +70,7 @@ def create_batch(
     on_invalid = body.on_invalid or header or OnInvalid.FAIL
     service_class = body.service_class or ServiceClass.STANDARD
     expires_after = body.output_expires_after
+    has_receipts = _gives_receipts(body.receipts)
     batch_id = new_id("batch")
     with transaction() as session:
         if idempotency_key is not None:
@@ -84,12 +91,28 @@ def create_batch(
             metadata=body.metadata,
             on_invalid=on_invalid,
             output_expires_after_seconds=None if expires_after is None else expires_after.seconds,
+            has_receipts=has_receipts,
             quote=quote,
             max_cost=body.max_cost,
             batch_id=batch_id,
         )
     outbox.publish_soon()
     return BatchObject.of(batch)
+
+
+def _gives_receipts(wanted: bool | None) -> bool:
+    """As the batch says, else as the settings do. Nothing can be promised that can't be signed."""
+    has_receipts = get_settings().receipts if wanted is None else wanted
+    if has_receipts:
+        try:
+            signing_key()
+        except UserError as error:
+            log.error("receipts can't be signed", reason=str(error))
+            if wanted:
+                message = "This service can't sign receipts at the moment. Leave 'receipts' out, or tell the operator."
+                raise invalid("receipts", message) from None
+            return False
+    return has_receipts
 
 
 @router.get("")

@@ -36,6 +36,8 @@ class ClaimedSlice:
     api_key_id: str
     model: str
     endpoint: str
+    #: Whether the tokens of its answers are kept, for receipts.
+    has_receipts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ _CLAIM: Final = text(f"""
         INSERT INTO attempts (slice_id, lease_epoch, batch_id, group_id)
         SELECT id, lease_epoch, batch_id, :group_id FROM claimed
     ), {TAKE_TURN}
-    SELECT * FROM claimed
+    SELECT claimed.*, b.has_receipts FROM claimed JOIN batches b ON b.id = claimed.batch_id
 """)  # noqa: S608 - constants
 
 _REQUESTS: Final = text("""
@@ -159,6 +161,7 @@ def claim_slice(
             api_key_id=row.api_key_id,
             model=model,
             endpoint=row.endpoint,
+            has_receipts=row.has_receipts,
         )
         if hold_or_pause(conn, claimed):
             return claimed

@@ -14,7 +14,9 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import Connection, Engine, text
 
+from pipeline.billing.receipts import BlankSigner, batch_receipts
 from pipeline.ids import request_public_id
+from pipeline.signing import signing_key
 from pipeline.tables import FileView, OutcomeKind
 from pipeline.tables.session import connection
 
@@ -36,6 +38,9 @@ _OUTPUT_LINES: Final = text("""
     SELECT r.id, r.custom_id, a.body FROM requests r JOIN results a ON a.request_id = r.id
     WHERE r.batch_id = :batch_id AND r.line > :after AND r.line <= :last ORDER BY r.line
 """)
+_HAS_RECEIPTS: Final = text("SELECT has_receipts FROM batches WHERE id = :batch_id")
+#: What a line of a batch with receipts has more than OpenAI's.
+_RECEIPT: Final = b',"receipt":%b'
 _OUTPUT_BYTES: Final = text("SELECT coalesce(sum(num_line_bytes), 0) FROM results WHERE batch_id = :batch_id")
 
 _ERROR_LINES: Final = text("""
@@ -48,13 +53,16 @@ _ERROR_LINES: Final = text("""
 """)
 
 
-def output_line(request_id: int, custom_id: str, body_json: str) -> bytes:
-    """The line of a request that succeeded, with its newline. `body_json` is a JSON object and goes in as it is."""
-    return b'{"id":"%b","custom_id":%b,"response":{"status_code":200,"request_id":"%b","body":%b},"error":null}\n' % (
+def output_line(request_id: int, custom_id: str, body_json: str, receipt_json: bytes | None = None) -> bytes:
+    """The line of a request that succeeded, with its newline. What is JSON already goes in as it is."""
+    receipt = b"" if receipt_json is None else _RECEIPT % receipt_json
+    line = b'{"id":"%b","custom_id":%b,"response":{"status_code":200,"request_id":"%b","body":%b},"error":null%b}\n'
+    return line % (
         request_public_id(request_id).encode(),
         orjson.dumps(custom_id),
         f"req_{request_id:032x}".encode(),
         body_json.encode(),
+        receipt,
     )
 
 
@@ -105,7 +113,8 @@ def stream_view(batch_id: str, view: FileView, engine: Engine | None = None) -> 
 def view_num_bytes(conn: Connection, batch_id: str, view: FileView) -> int:
     """Length of a file as it is now."""
     if view is FileView.OUTPUT:
-        return int(conn.scalar(_OUTPUT_BYTES, {"batch_id": batch_id}) or 0)
+        num_bytes = int(conn.scalar(_OUTPUT_BYTES, {"batch_id": batch_id}) or 0)
+        return num_bytes + _num_receipt_bytes(conn, batch_id)
     num_bytes, after = 0, 0
     while (piece := _read_error_piece(conn, batch_id, after)) is not None:
         num_bytes += len(piece.data)
@@ -123,8 +132,27 @@ def _read_output_piece(conn: Connection, batch_id: str, after: int) -> _Piece | 
         last = line
     if last is None:
         return None
-    rows = conn.execute(_OUTPUT_LINES, {"batch_id": batch_id, "after": after, "last": last})
-    return _Piece(b"".join(output_line(*row) for row in rows), last)
+    rows = conn.execute(_OUTPUT_LINES, {"batch_id": batch_id, "after": after, "last": last}).all()
+    receipts: dict[int, bytes] = {}
+    if conn.scalar(_HAS_RECEIPTS, {"batch_id": batch_id}):
+        receipts = batch_receipts(conn, batch_id, after, last, signing_key())
+    lines = [output_line(row.id, row.custom_id, row.body, receipts.get(row.id)) for row in rows]
+    return _Piece(b"".join(lines), last)
+
+
+def _num_receipt_bytes(conn: Connection, batch_id: str) -> int:
+    """What receipts add to the output file; they are as long whoever signs them."""
+    if not conn.scalar(_HAS_RECEIPTS, {"batch_id": batch_id}):
+        return 0
+    num_bytes, after = 0, 0
+    while True:
+        sizes = conn.execute(_OUTPUT_SIZES, {"batch_id": batch_id, "after": after, "limit": _PIECE_LINES}).all()
+        if not sizes:
+            return num_bytes
+        last = sizes[-1].line
+        receipts = batch_receipts(conn, batch_id, after, last, BlankSigner())
+        num_bytes += sum(len(_RECEIPT % receipt) for receipt in receipts.values())
+        after = last
 
 
 def _read_error_piece(conn: Connection, batch_id: str, after: int) -> _Piece | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 from pipeline.billing.budgets import limit_batch
 from pipeline.billing.cards_in_effect import find_rates
 from pipeline.billing.rating import NotPricedError
+from pipeline.billing.revisions import revisions_of
 from pipeline.errors import PipelineError
 from pipeline.ids import new_file_id
 from pipeline.jobs import outbox
@@ -21,7 +23,7 @@ from pipeline.jobs.intake import IntakeReport, intake
 from pipeline.jobs.planning import plan
 from pipeline.settings import Settings, get_settings
 from pipeline.storage import BlobNotFoundError, StorageError, open_blob
-from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView
+from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, ServedModel
 from pipeline.tables.partitions import make_partitions
 from pipeline.tables.session import connection, get_engine
 from pipeline.telemetry.logs import summarize_error
@@ -180,10 +182,20 @@ def _begin(conn: Connection, batch: Batch, report: IntakeReport) -> None:
             num_skipped=report.num_errors,
             output_file_id=files[FileView.OUTPUT],
             error_file_id=files[FileView.ERROR],
+            **_revisions(conn, batch, report.model),
         )
     )
     if begun.rowcount == 0:
         raise _OvertakenError
+
+
+def _revisions(conn: Connection, batch: Batch, model: str | None) -> dict[str, str]:
+    """Of a batch with receipts: what its model and its tokenizer are now."""
+    if not batch.has_receipts:
+        return {}
+    folder = conn.execute(select(ServedModel.path).where(ServedModel.name == model)).scalar_one()
+    revisions = revisions_of(Path(folder))
+    return {"model_revision": revisions.model, "tokenizer_revision": revisions.tokenizer}
 
 
 def _refuse(conn: Connection, batch_id: str) -> bool:

@@ -41,6 +41,8 @@ class RequestOutcome:
     #: JSON of the answer, and what it took; of succeeded requests alone.
     body: str | None = None
     usage: TokenUsage | None = None
+    #: Its tokens, of a slice with receipts: see `pipeline.billing.receipts.pack_choices`.
+    output_token_ids: bytes | None = None
     #: Of failed requests.
     error_code: str | None = None
     error_message: str | None = None
@@ -89,10 +91,10 @@ _DELETE_PARTS: Final = "DELETE FROM partial_outputs WHERE request_id = ANY(%(ids
 
 # Under the lease that the writer says it has, so that an audit finds what a lease that was lost has written.
 _INSERT_RESULTS: Final = """
-    INSERT INTO results (request_id, batch_id, body, num_line_bytes, slice_id, lease_epoch, group_id)
+    INSERT INTO results (request_id, batch_id, body, num_line_bytes, slice_id, lease_epoch, output_token_ids, group_id)
     SELECT o.*, %(group_id)s
     FROM unnest(%(ids)b::bigint[], %(batch_ids)b::text[], %(bodies)b::text[], %(sizes)b::bigint[],
-                %(slice_ids)b::bigint[], %(epochs)b::bigint[]) AS o
+                %(slice_ids)b::bigint[], %(epochs)b::bigint[], %(token_ids)b::bytea[]) AS o
 """
 
 _COUNT_IN_SLICES: Final = """
@@ -254,6 +256,7 @@ def _insert_results(cursor: Cursor[Any], succeeded: Sequence[RequestOutcome]) ->
             "sizes": sizes,
             "slice_ids": [outcome.claimed.id for outcome in succeeded],
             "epochs": [outcome.claimed.lease_epoch for outcome in succeeded],
+            "token_ids": [outcome.output_token_ids for outcome in succeeded],
         },
     )
 

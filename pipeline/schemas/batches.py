@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     StringConstraints,
     ValidationInfo,
     WithJsonSchema,
@@ -77,6 +78,8 @@ class BatchCreate(BaseModel):
     output_expires_after: ExpiresAfter | None = None
     #: Extension: `skip` runs the good lines of a file that has bad ones, which become lines of the error file.
     on_invalid: OnInvalid | None = None
+    #: Extension: whether the lines of its output file carry signed receipts; null leaves it to the operator.
+    receipts: StrictBool | None = None
     #: Extension: a quote of the same file, whose prices the batch then has.
     quote_id: QuoteId | None = None
     #: Extension: the batch pauses before it costs more, in the currency of its prices.
@@ -155,6 +158,8 @@ class BatchObject(BaseModel):
     usage: BatchUsage
     #: Extension: how soon it is wanted.
     service_class: ServiceClass
+    #: Extension: whether the lines of its output file carry signed receipts.
+    receipts: bool
     #: Extension: the quote whose prices it has.
     quote_id: str | None
     #: Extension, a decimal string.
@@ -199,6 +204,7 @@ class BatchObject(BaseModel):
                 total_tokens=batch.num_prompt_tokens + batch.num_completion_tokens,
             ),
             service_class=batch.service_class,
+            receipts=batch.has_receipts,
             quote_id=batch.quote_id,
             max_cost=None if batch.max_cost is None else decimal_text(batch.max_cost),
             pause_reason=batch.pause_reason,

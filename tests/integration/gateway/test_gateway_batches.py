@@ -70,6 +70,7 @@ def test_a_new_batch_is_validating(acme: Tenant) -> None:
             "total_tokens": 0,
         },
         "service_class": "standard",
+        "receipts": False,
         "quote_id": None,
         "max_cost": None,
         "pause_reason": None,
@@ -81,7 +82,7 @@ def test_a_new_batch_is_validating(acme: Tenant) -> None:
 
 def test_the_client_of_openai_knows_every_field_and_none_is_missing(acme: Tenant) -> None:
     raw = post(acme, {}).json()
-    extensions = {"service_class", "quote_id", "max_cost", "pause_reason"}
+    extensions = {"service_class", "receipts", "quote_id", "max_cost", "pause_reason"}
     assert set(raw) == set(openai.types.Batch.model_fields) | extensions
 
 
