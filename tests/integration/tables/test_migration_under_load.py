@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from alembic import command
+from running_gateways import wait_for
 from sqlalchemy import Engine
 
 from benchmarks.migration import Writers, fill, measure
@@ -15,7 +16,7 @@ from pipeline.ids import new_id
 from pipeline.tables.migrating import alembic_config, describe_lack, revisions
 
 #: A machine that is busy with other tests is slower than the 1 s that the benchmark holds a migration to.
-GENEROUS_SECONDS = 5.0
+GENEROUS_SECONDS = 15.0
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def test_a_schema_that_takes_away_what_others_use_is_noticed(database_url: str, 
         (tmp_path / "versions").mkdir()
         coming = next_schema(database_url, tmp_path / "versions", contracting=True)
         command.upgrade(coming, "heads")
+        wait_for(lambda: bool(writers.errors), 30)  # a busy machine may not have let them write since
     assert "num_crash_exposures" in writers.errors[0]
 
 
