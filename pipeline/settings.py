@@ -49,6 +49,27 @@ class Settings(BaseSettings):
         description="Calls with a wrong key that one address may make in a minute; more are answered by 429, and a "
         "right key still passes. 0 is no limit.",
     )
+    tenant_requests_per_minute: int = Field(
+        60_000,
+        ge=0,
+        description="Calls that a tenant may make in a minute, with all of its keys; `ryzanstein limits set` says "
+        "otherwise for one tenant or key. 0 is no limit.",
+    )
+    tenant_tokens_per_minute: int = Field(
+        1_000_000_000,
+        ge=0,
+        description="Tokens that a tenant may submit in a minute: of an input file, a quarter of its bytes. 0 is no "
+        "limit.",
+    )
+    tenant_enqueued_tokens: int = Field(
+        0,
+        ge=0,
+        description="Prompt tokens without an outcome that a tenant may have of each model; a batch that would pass it "
+        "fails with `token_limit_exceeded`. 0 is no limit.",
+    )
+    tenant_enqueued_batches: int = Field(
+        0, ge=0, description="Batches that have not ended that a tenant may have. 0 is no limit."
+    )
     max_upload_bytes: int = Field(512 * 1024**2, gt=0, description="Largest upload of any purpose, in bytes.")
     max_batch_file_bytes: int = Field(200 * 1024**2, gt=0, description="Largest input file of a batch, in bytes.")
     max_batch_lines: int = Field(50_000, gt=0, description="Most lines in the input file of a batch.")

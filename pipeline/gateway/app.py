@@ -17,6 +17,7 @@ from pipeline.gateway.middleware import (
 )
 from pipeline.schemas.errors import ErrorResponse
 from pipeline.settings import get_settings
+from pipeline.tenancy.rate_limits import RateLimits
 
 _DESCRIPTION = "Batch generation on GPUs you own. Objects, limits and errors are those of the OpenAI Batch API."
 
@@ -24,7 +25,8 @@ _DESCRIPTION = "Batch generation on GPUs you own. Objects, limits and errors are
 def create_app(
     *, answer_seconds: float = ANSWER_SECONDS, upload_answer_seconds: float = UPLOAD_ANSWER_SECONDS
 ) -> FastAPI:
-    """The gateway as an ASGI application. Its only state is of failed keys. Every answer begins within these times."""
+    """The gateway as an ASGI application. Its only state is of failed keys, and of Redis. Every answer begins within
+    these times."""
     app = FastAPI(
         title="Ryzanstein",
         description=_DESCRIPTION,
@@ -36,6 +38,7 @@ def create_app(
         responses={"default": {"model": ErrorResponse, "description": "Anything that is no success"}},
     )
     app.state.failed_keys = FailedKeys(get_settings().key_failures_per_minute)
+    app.state.rate_limits = RateLimits(get_settings())
     for resource in (files, quotes, batches, explanations, models, usage, invoices, health):
         app.include_router(resource.router)
     add_error_handlers(app)

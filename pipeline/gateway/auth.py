@@ -10,6 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from pipeline.gateway.errors import ApiError, too_many_failures, unauthorized
 from pipeline.gateway.failed_keys import FailedKeys
+from pipeline.gateway.rate_limits import count_request
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import InvalidKeyError, Principal, authenticate
 from pipeline.tenancy.scopes import Scope
@@ -34,6 +35,7 @@ def _principal(
             raise too_many_failures(seconds) from None
         raise
     request.state.caller = principal  # for the log
+    count_request(request, principal)
     return principal
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import WithJsonSchema
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,6 +17,7 @@ from pipeline.gateway.errors import ApiError, conflict, invalid
 from pipeline.gateway.idempotency import IdempotencyKey, keyed_call
 from pipeline.gateway.input_files import batch_input_file
 from pipeline.gateway.quotes import agreed_quote
+from pipeline.gateway.rate_limits import count_submission
 from pipeline.ids import new_id
 from pipeline.jobs import outbox
 from pipeline.jobs.cancelling import BatchNotCancellableError, BatchNotFoundError, cancel_batch
@@ -30,6 +31,7 @@ from pipeline.signing import signing_key
 from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid, ServiceClass
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import Principal
+from pipeline.tenancy.queue_limits import admit_batch
 from pipeline.tenancy.scopes import is_in_project
 
 log = structlog.get_logger(__name__)
@@ -58,6 +60,7 @@ def _on_invalid_header(
 
 @router.post("")
 def create_batch(
+    request: Request,
     caller: BatchesWriter,
     body: BatchCreate,
     header: Annotated[OnInvalid | None, Depends(_on_invalid_header)],
@@ -78,13 +81,16 @@ def create_batch(
             first_id = claim_key(session, caller.tenant_id, caller.project_id, idempotency_key, content, batch_id)
             if first_id != batch_id:
                 return _read(session, caller, first_id)
+        admit_batch(session, caller.tenant_id)
         quote = None if body.quote_id is None else agreed_quote(session, caller, body, on_invalid, service_class)
+        input_file = batch_input_file(session, caller, body.input_file_id)
+        count_submission(request, caller, input_file.num_bytes)
         batch = submit_batch(
             session,
             tenant_id=caller.tenant_id,
             api_key_id=caller.api_key_id,
             project_id=caller.project_id,
-            input_file=batch_input_file(session, caller, body.input_file_id),
+            input_file=input_file,
             endpoint=body.endpoint,
             completion_window=body.completion_window,
             service_class=service_class,

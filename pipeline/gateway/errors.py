@@ -20,6 +20,7 @@ from pipeline.schemas.errors import ErrorBody, ErrorResponse
 from pipeline.storage import StorageError
 from pipeline.telemetry.logs import summarize_error
 from pipeline.tenancy.keys import InvalidKeyError
+from pipeline.tenancy.queue_limits import QueueLimitError
 
 log = structlog.get_logger(__name__)
 
@@ -105,6 +106,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(UnknownCursorError, _render)
     app.add_exception_handler(IdempotencyKeyReusedError, _render)
     app.add_exception_handler(CallInProgressError, _render)
+    app.add_exception_handler(QueueLimitError, _render)
     app.add_exception_handler(StorageError, _render)
     app.add_exception_handler(OperationalError, _render)
     app.add_exception_handler(InterfaceError, _render)
@@ -137,6 +139,8 @@ def as_api_error(request: Request, error: Exception) -> ApiError:
                 code="idempotency_key_in_use",
                 headers={"Retry-After": "1"},
             )
+        case QueueLimitError():
+            return ApiError(429, str(error), code=error.code, headers={"Retry-After": "60", "x-should-retry": "false"})
         case StorageError():
             log.error("blob storage failed", reason=str(error))
             return unavailable(

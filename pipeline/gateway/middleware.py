@@ -62,6 +62,7 @@ class RequestMiddleware:
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
                 headers.setdefault("cache-control", "no-store")
+                headers.update(scope.get("state", {}).get("headers", {}))
             await send(message)
 
         try:

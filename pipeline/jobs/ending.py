@@ -22,16 +22,21 @@ _LOCK_PENDING: Final = text("""
 _END_REQUESTS: Final = text("""
     WITH ended AS (
         UPDATE requests SET outcome = :outcome, error_code = :code, error_message = :message
-        WHERE slice_id = ANY(:slice_ids) AND outcome IS NULL RETURNING id, batch_id
+        WHERE slice_id = ANY(:slice_ids) AND outcome IS NULL RETURNING id, batch_id, num_prompt_tokens
     ), forgotten AS (
         DELETE FROM partial_outputs p USING ended WHERE p.request_id = ended.id
     )
-    SELECT batch_id, count(*) AS num_requests FROM ended GROUP BY batch_id ORDER BY batch_id
+    SELECT batch_id, count(*) AS num_requests, sum(num_prompt_tokens)::bigint AS num_tokens
+    FROM ended GROUP BY batch_id ORDER BY batch_id
 """)
 _END_SLICES: Final = text("""
     UPDATE slices SET status = 'done', num_unfinished = 0, lease_expires_at = NULL WHERE id = ANY(:slice_ids)
 """)
-_COUNT: Final = text("UPDATE batches SET num_unsuccessful = num_unsuccessful + :num_requests WHERE id = :batch_id")
+_COUNT: Final = text("""
+    UPDATE batches SET num_unsuccessful = num_unsuccessful + :num_requests,
+                       num_released_tokens = num_released_tokens + :num_tokens
+    WHERE id = :batch_id
+""")
 
 
 def end_slices(
@@ -52,8 +57,8 @@ def end_slices(
         {"slice_ids": slice_ids, "outcome": outcome.value, "code": error_code, "message": error_message},
     ).all()
     conn.execute(_END_SLICES, {"slice_ids": slice_ids})
-    for batch_id, num_requests in ended:
-        conn.execute(_COUNT, {"batch_id": batch_id, "num_requests": num_requests})
+    for row in ended:
+        conn.execute(_COUNT, row._asdict())
     return sum(row.num_requests for row in ended)
 
 

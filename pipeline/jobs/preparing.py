@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.ids import new_file_id
 from pipeline.jobs import outbox
 from pipeline.jobs.intake import IntakeReport, intake
+from pipeline.jobs.intake_table import INTAKE_TABLE, InvalidLine, write_errors
 from pipeline.jobs.planning import plan
 from pipeline.settings import Settings, get_settings
 from pipeline.storage import BlobNotFoundError, StorageError, open_blob
@@ -27,6 +28,7 @@ from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, Serv
 from pipeline.tables.partitions import make_partitions
 from pipeline.tables.session import connection, get_engine
 from pipeline.telemetry.logs import summarize_error
+from pipeline.tenancy.queue_limits import QueueLimitError, reserve_tokens
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +128,7 @@ def _prepare(conn: Connection, batch: Batch, storage_key: str | None, settings: 
         raise BlobNotFoundError("The input file has no content: it is the output of another batch.")
     with open_blob(storage_key) as blob:
         report = intake(conn, batch, blob, settings)
-    if report.is_accepted and report.model is not None:
+    if report.is_accepted and report.model is not None and _reserve(conn, batch, report.model):
         plan(conn, batch, report.model, settings)
         _limit(conn, batch, report.model)
         _begin(conn, batch, report)
@@ -134,6 +136,17 @@ def _prepare(conn: Connection, batch: Batch, storage_key: str | None, settings: 
     if not _refuse(conn, batch.id):
         raise _OvertakenError
     return BatchStatus.FAILED
+
+
+def _reserve(conn: Connection, batch: Batch, model: str) -> bool:
+    """Count its prompt tokens against the tenant's limit; False, with the reason among its errors, if they are many."""
+    num_tokens = conn.scalar(text(f"SELECT sum(num_prompt_tokens)::bigint FROM {INTAKE_TABLE}"))  # noqa: S608
+    try:
+        reserve_tokens(conn.engine, batch.id, batch.tenant_id, model, num_tokens or 0)
+    except QueueLimitError as error:
+        write_errors(conn, batch.id, [InvalidLine(0, None, error.code, None, str(error))])
+        return False
+    return True
 
 
 def _limit(conn: Connection, batch: Batch, model: str) -> None:

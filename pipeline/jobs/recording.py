@@ -9,7 +9,7 @@ and the outcomes that are there show what it wrote.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -84,7 +84,7 @@ _SET_OUTCOMES: Final = """
     JOIN slices s ON s.id = o.slice_id AND s.lease_epoch = o.epoch
     WHERE s.group_id = %(group_id)s AND s.status = 'claimed'
       AND r.id = o.id AND r.slice_id = o.slice_id AND r.outcome IS NULL
-    RETURNING r.id
+    RETURNING r.id, r.num_prompt_tokens
 """
 
 _DELETE_PARTS: Final = "DELETE FROM partial_outputs WHERE request_id = ANY(%(ids)b::bigint[])"
@@ -125,8 +125,9 @@ _COUNT_IN_SLICES: Final = """
 _COUNT_IN_BATCHES: Final = """
     WITH counted AS (
         SELECT * FROM unnest(%(ids)b::text[], %(succeeded)b::bigint[], %(unsuccessful)b::bigint[],
-                             %(prompt)b::bigint[], %(cached)b::bigint[], %(completion)b::bigint[])
-            AS c (batch_id, succeeded, unsuccessful, prompt, cached, completion)
+                             %(prompt)b::bigint[], %(cached)b::bigint[], %(completion)b::bigint[],
+                             %(released)b::bigint[])
+            AS c (batch_id, succeeded, unsuccessful, prompt, cached, completion, released)
         ORDER BY batch_id
     ), locked AS (
         SELECT b.id FROM batches b JOIN counted c ON c.batch_id = b.id ORDER BY b.id FOR NO KEY UPDATE OF b
@@ -134,7 +135,8 @@ _COUNT_IN_BATCHES: Final = """
         UPDATE batches b
         SET num_succeeded = num_succeeded + c.succeeded, num_unsuccessful = num_unsuccessful + c.unsuccessful,
             num_prompt_tokens = num_prompt_tokens + c.prompt, num_cached_tokens = num_cached_tokens + c.cached,
-            num_completion_tokens = num_completion_tokens + c.completion
+            num_completion_tokens = num_completion_tokens + c.completion,
+            num_released_tokens = num_released_tokens + c.released
         FROM locked JOIN counted c ON c.batch_id = locked.id WHERE b.id = locked.id
         RETURNING b.id, b.num_requests - b.num_succeeded - b.num_unsuccessful AS num_unfinished
     ), message AS (
@@ -162,7 +164,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
         batch_ids = sorted({claimed.batch_id for claimed in slices.values()})
         rates = driver.execute(RATES_OF_BATCHES, {"batch_ids": batch_ids})
         mine = dict(locked.fetchall())
-        recorded = {row[0] for row in written.fetchall()}
+        recorded = dict(written.fetchall())
 
         new = [outcome for outcome in outcomes if outcome.request_id in recorded]
         done, finished = {slice_id for slice_id, is_done in mine.items() if is_done}, ()
@@ -176,7 +178,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
                 charges = charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_batch(rates.fetchall()))
             _count_in_slices(locked, new)
             holds.settle(cursor, {outcome.claimed.id for outcome in new}, _slice_costs(charges))
-            _count_in_batches(written, new)
+            _count_in_batches(written, new, recorded)
             settle(cursor, [_cost(outcome) for outcome in new])
             add_usage(cursor, charges)
             done |= {row[0] for row in locked.fetchall()}
@@ -304,11 +306,18 @@ def _count_in_slices(cursor: Cursor[Any], outcomes: Sequence[RequestOutcome]) ->
     )
 
 
-def _count_in_batches(cursor: Cursor[Any], outcomes: Sequence[RequestOutcome]) -> None:
-    """Keep the counters of batches, and find those that have no request without an outcome left."""
+def _count_in_batches(
+    cursor: Cursor[Any], outcomes: Sequence[RequestOutcome], num_prompt_tokens: Mapping[int, int]
+) -> None:
+    """Keep the counters of batches, and find those that have no request without an outcome left.
+
+    The prompt tokens of each request are no longer counted against its tenant's limit.
+    """
     counts: dict[str, _Count] = defaultdict(_Count)
+    released: dict[str, int] = defaultdict(int)
     for outcome in outcomes:
         counts[outcome.claimed.batch_id].add(outcome)
+        released[outcome.claimed.batch_id] += num_prompt_tokens[outcome.request_id]
     cursor.execute(
         _COUNT_IN_BATCHES,
         {
@@ -318,6 +327,7 @@ def _count_in_batches(cursor: Cursor[Any], outcomes: Sequence[RequestOutcome]) -
             "prompt": [count.prompt for count in counts.values()],
             "cached": [count.cached for count in counts.values()],
             "completion": [count.completion for count in counts.values()],
+            "released": [released[batch_id] for batch_id in counts],
             "queue": CONTROL_QUEUE,
             "task": FINALIZE,
         },

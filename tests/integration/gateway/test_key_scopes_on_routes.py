@@ -22,6 +22,7 @@ SCOPES: Final[dict[tuple[str, str], Scope | None]] = {
     ("GET", "/v1/batches"): Scope.BATCHES_READ,
     ("GET", "/v1/batches/{batch_id}"): Scope.BATCHES_READ,
     ("POST", "/v1/batches/{batch_id}/cancel"): Scope.BATCHES_WRITE,
+    ("GET", "/v1/batches/{batch_id}/explain"): Scope.BATCHES_READ,
     ("POST", "/v1/batches/quote"): Scope.BATCHES_WRITE,
     ("GET", "/v1/batches/quote/{quote_id}"): Scope.BATCHES_READ,
     ("GET", "/v1/organization/usage/completions"): Scope.USAGE_READ,

@@ -33,6 +33,7 @@ DAMAGE = {
         "the counters of a batch are those of its requests",
     },
     "UPDATE requests SET outcome = NULL WHERE id = :second": {
+        "a batch frees no more of its tenant's limit than its requests that ended",
         "a batch that has ended has an outcome for every request",
         "a request has an answer if it succeeded, and no other has one",
         "the counters of a batch are those of its requests",
