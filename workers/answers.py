@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from pipeline.billing.rating import TokenUsage
 from pipeline.billing.receipts import pack_choices
 from pipeline.jobs.claiming import PlannedRequest
 from pipeline.jobs.recording import RequestOutcome
 from pipeline.schemas.responses import answer_body
+from pipeline.tables.rates import WasteCause
 from pipeline.tables.requests import OutcomeKind
 from workers.backends.protocol import Outcome, OutcomeStatus
 from workers.held_slices import HeldSlice, InFlight
+from workers.waste import wasted
+
+#: Of what was computed for a request whose batch ended first.
+_CAUSES: Final = {OutcomeKind.CANCELLED: WasteCause.CANCELLED, OutcomeKind.EXPIRED: WasteCause.EXPIRED}
 
 
 def outcome_of(left: InFlight, outcome: Outcome) -> RequestOutcome:
@@ -39,14 +45,16 @@ def outcome_of(left: InFlight, outcome: Outcome) -> RequestOutcome:
             body=body,
             usage=usage,
             output_token_ids=_token_ids(outcome) if claimed.has_receipts else None,
-            num_wasted_tokens=_take_waste(left.held),
+            waste=left.held.waste.take(),
         )
-    left.held.num_wasted_tokens += computed_tokens(outcome)
     if outcome.status is OutcomeStatus.FAILED:
+        left.held.waste.add(wasted(WasteCause.FAILED, outcome))
         return without_answer(
             left.held, request, OutcomeKind.FAILED, outcome.error_code or "engine_error", outcome.error_message
         )
-    return without_answer(left.held, request, left.held.ending or OutcomeKind.CANCELLED)
+    kind = left.held.ending or OutcomeKind.CANCELLED
+    left.held.waste.add(wasted(_CAUSES[kind], outcome))
+    return without_answer(left.held, request, kind)
 
 
 def _token_ids(outcome: Outcome) -> bytes:
@@ -64,17 +72,5 @@ def without_answer(
         kind,
         error_code=code,
         error_message=message,
-        num_wasted_tokens=_take_waste(held),
+        waste=held.waste.take(),
     )
-
-
-def _take_waste(held: HeldSlice) -> int:
-    """Waste since the last outcome: it is recorded with the next."""
-    wasted, held.num_wasted_tokens = held.num_wasted_tokens, 0
-    return wasted
-
-
-def computed_tokens(outcome: Outcome) -> int:
-    """Tokens that were computed for it and that no other attempt goes on from: waste, where there is no answer."""
-    num_kept = 0 if outcome.partial is None else outcome.partial.num_tokens
-    return outcome.num_prompt_tokens - outcome.num_cached_tokens + max(0, outcome.num_completion_tokens - num_kept)

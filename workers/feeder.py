@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 from pipeline.jobs.claiming import PlannedRequest
+from pipeline.jobs.waste import WastePart
+from pipeline.tables.rates import WasteCause
 from workers.backends.protocol import Engine, EngineRequest, EngineState
 from workers.held_slices import HeldSlices, InFlight
 from workers.partial_outputs import decode_parts
@@ -44,13 +46,17 @@ class Feeder:
 
 def _engine_request(entered: InFlight) -> EngineRequest:
     request = entered.request
+    partial = decode_parts(request)
+    if partial is not None:
+        # Known, but not in the cache of this engine.
+        entered.held.waste.add(WastePart(WasteCause.RECOMPUTED, partial.num_tokens))
     return EngineRequest(
         id=entered.id,
         prompt_token_ids=request.prompt_token_ids,
         params=request.params,
         seed=seed_of(request),
         cache_salt=entered.held.claimed.tenant_id,
-        partial=decode_parts(request),
+        partial=partial,
     )
 
 

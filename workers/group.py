@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -12,6 +12,7 @@ from sqlalchemy import Engine as Database
 
 from pipeline.jobs import outbox
 from pipeline.jobs.claiming import ClaimedSlice, claim_slice, expire_leases, load_requests, return_slice
+from pipeline.jobs.waste import WastePart
 from pipeline.settings import Settings
 from pipeline.tables.fleet import GroupState
 from pipeline.tables.slices import AttemptEnd
@@ -201,7 +202,7 @@ class Group:
             self._engine.abort(self._held_slices.end(lost, AttemptEnd.LOST))
         held = self._held_slices.hold(claimed, requests)
         if held is None:
-            self._return(claimed, 0)
+            self._return(claimed, ())
         return held
 
     # --- giving back
@@ -221,13 +222,13 @@ class Group:
         self._engine.abort(self._held_slices.in_flight_ids())
         self._held_slices.wait_until_settled(_ABORT_SECONDS)
         for held in self._held_slices.all():
-            self._return(held.claimed, held.num_wasted_tokens)
+            self._return(held.claimed, held.waste.take())
             self._held_slices.end(held, AttemptEnd.RETURNED)
 
-    def _return(self, claimed: ClaimedSlice, num_wasted_tokens: int) -> None:
+    def _return(self, claimed: ClaimedSlice, waste: Sequence[WastePart]) -> None:
         try:
             with self._database.begin() as conn:
-                is_returned = return_slice(conn, claimed, num_wasted_tokens)
+                is_returned = return_slice(conn, claimed, waste)
         except TRANSIENT as error:
             log.warning("a slice could not be returned; its lease runs out", reason=summarize_error(error))
             return

@@ -20,6 +20,7 @@ from typing import Final
 from pipeline.jobs.claiming import ClaimedSlice, PlannedRequest
 from pipeline.tables.requests import OutcomeKind
 from pipeline.tables.slices import AttemptEnd
+from workers.waste import WasteTally
 
 #: Engine crashes from which on a request is suspected to be their cause, and runs alone.
 SUSPECT_EXPOSURES: Final = 2
@@ -45,8 +46,8 @@ class HeldSlice:
     num_succeeded: int = 0
     num_unsuccessful: int = 0
     num_completion_tokens: int = 0
-    #: Of requests that have no outcome; told to SQL when the slice is returned.
-    num_wasted_tokens: int = 0
+    #: Told to SQL with the next outcome, or when the slice is returned.
+    waste: WasteTally = field(default_factory=WasteTally)
 
 
 @dataclass(eq=False, slots=True)
@@ -221,6 +222,12 @@ class HeldSlices:
                 return None
             self._num_unrecorded += 1
             return request
+
+    def find_lost(self, engine_id: str) -> InFlight | None:
+        """A request that is in the engine still, of a slice that was lost."""
+        with self._changed:
+            running = self._in_flight.get(engine_id)
+            return running if running is not None and running.held.end is AttemptEnd.LOST else None
 
     def put_back(self, held: HeldSlice, requests: Sequence[PlannedRequest]) -> Sequence[PlannedRequest]:
         """Unrecorded requests wait again, before all others of their slice.

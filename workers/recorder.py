@@ -15,19 +15,22 @@ from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
 from pipeline.jobs import outbox
-from pipeline.jobs.claiming import PlannedRequest, count_crash_exposures
+from pipeline.jobs.claiming import ClaimedSlice, PlannedRequest, count_crash_exposures
 from pipeline.jobs.partial_outputs import save_parts
 from pipeline.jobs.recording import Recorded, RequestOutcome, record_outcomes
+from pipeline.jobs.waste import WastePart, record_lost
 from pipeline.settings import Settings
+from pipeline.tables.rates import WasteCause
 from pipeline.tables.requests import OutcomeKind
 from pipeline.tables.slices import AttemptEnd
 from pipeline.telemetry.logs import summarize_error
-from workers.answers import computed_tokens, outcome_of, without_answer
+from workers.answers import outcome_of, without_answer
 from workers.backends.protocol import Engine, Outcome, OutcomeStatus
 from workers.held_slices import HeldSlice, HeldSlices, InFlight
 from workers.partial_outputs import UnsavedOutputs, encode_part
 from workers.retries import TRANSIENT, Outage, until_done
 from workers.threads import GuardedThread
+from workers.waste import wasted
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +77,8 @@ class Recorder:
         #: The recorder thread's own.
         self._connection: Connection | None = None
         self._unsaved = UnsavedOutputs()
+        #: The same: what was computed for slices that were lost, of which SQL has not been told.
+        self._lost_work: list[tuple[ClaimedSlice, WastePart]] = []
         self._is_stopping = threading.Event()
         self._give_up = threading.Event()
         self._thread = GuardedThread("recorder", self._run, on_failure)
@@ -99,6 +104,10 @@ class Recorder:
                 self._flush()
             if self._unsaved.is_due() and not self._outage.seconds_to_retry:
                 self._save_outputs()
+            if self._lost_work and not self._outage.seconds_to_retry:
+                self._tell_lost_work()
+        if self._lost_work:
+            self._tell_lost_work()
         if self._connection is not None:
             self._connection.close()
 
@@ -113,14 +122,17 @@ class Recorder:
             self._save_outputs()  # before anybody can know that they have ended, and return their slice
         crashed: list[InFlight] = []
         for outcome in outcomes:
+            if (lost := self._held_slices.find_lost(outcome.id)) is not None:
+                lost.held.waste.add(wasted(WasteCause.LOST_LEASE, outcome))
+                self._lost_work += [(lost.held.claimed, part) for part in lost.held.waste.take()]
             left = self._held_slices.settle(outcome.id)
             if left is None:
                 continue
             if outcome.status is OutcomeStatus.CRASHED and left.held.ending is None:
-                left.held.num_wasted_tokens += computed_tokens(outcome)
+                left.held.waste.add(wasted(WasteCause.CRASH, outcome))
                 crashed.append(_with_output(left, outcome))
             elif outcome.status is OutcomeStatus.ABORTED and left.held.ending is None:
-                left.held.num_wasted_tokens += computed_tokens(outcome)
+                left.held.waste.add(wasted(WasteCause.DRAIN, outcome))
                 self._put_back(left.held, _with_output(left, outcome).request)
             else:
                 self._unsaved.forget(left.request.id)
@@ -229,6 +241,7 @@ class Recorder:
             _count(unrecorded)
         for held in {unrecorded.held for unrecorded in group}:
             if held.claimed.id in recorded.stale:
+                self._lost_work += _work_of(held, group)
                 self._lose(held)
             elif held.claimed.id in recorded.done:
                 self._held_slices.end(held, AttemptEnd.FINISHED)
@@ -247,6 +260,15 @@ class Recorder:
             log.error("partial outputs could not be saved", requests=len(parts), reason=summarize_error(error))
         # Of a slice that was lost nothing was saved; the heartbeat finds out, and then it is forgotten.
         self._unsaved.saved(parts)
+
+    def _tell_lost_work(self) -> None:
+        """Once, as well as it can be: it is nobody's bill, and a commit of unknown fate must not count it twice."""
+        lost, self._lost_work = self._lost_work, []
+        try:
+            self._in_transaction(lambda conn: record_lost(conn, lost))
+        except TRANSIENT as error:
+            self._outage.failed(error)
+            log.warning("waste could not be recorded", parts=len(lost), reason=summarize_error(error))
 
     def _write(self, outcomes: list[RequestOutcome]) -> Recorded:
         return self._in_transaction(lambda conn: record_outcomes(conn, outcomes))
@@ -283,6 +305,16 @@ class Recorder:
     def _lose(self, held: HeldSlice) -> None:
         log.warning("a slice was lost", slice=held.claimed.id)
         self._engine.abort(self._held_slices.end(held, AttemptEnd.LOST))
+
+
+def _work_of(held: HeldSlice, group: Iterable[_Unrecorded]) -> list[tuple[ClaimedSlice, WastePart]]:
+    """What was computed for outcomes that came too late to be recorded."""
+    outcomes = [one.outcome for one in group if one.held is held]
+    parts = [part for outcome in outcomes for part in outcome.waste]
+    for usage in [outcome.usage for outcome in outcomes if outcome.usage is not None]:
+        num_tokens = usage.num_prompt_tokens - usage.num_cached_tokens + usage.num_completion_tokens
+        parts.append(WastePart(WasteCause.LOST_LEASE, num_tokens, usage.engine_ms))
+    return [(held.claimed, part) for part in parts]
 
 
 def _with_output(left: InFlight, outcome: Outcome) -> InFlight:

@@ -15,6 +15,7 @@ from pipeline.jobs import outbox
 from pipeline.jobs.choosing import BEST, TAKE_TURN, queue_params
 from pipeline.jobs.pausing import hold_or_pause
 from pipeline.jobs.planning import EXPECTED_ANSWER_TOKENS
+from pipeline.jobs.waste import WastePart, add_waste_of, thrown_away
 from pipeline.schemas.generation import GenerationParams
 from pipeline.settings import get_settings
 from pipeline.tables.requests import OutcomeKind
@@ -219,11 +220,11 @@ def expire_leases(conn: Connection, group_id: str) -> int:
     return conn.execute(_EXPIRE, {"group_id": group_id}).rowcount
 
 
-def return_slice(conn: Connection, claimed: ClaimedSlice, num_wasted_tokens: int = 0) -> bool:
+def return_slice(conn: Connection, claimed: ClaimedSlice, waste: Sequence[WastePart] = ()) -> bool:
     """Give a slice back: pending again, with a ticket. False where it was no longer this group's.
 
-    Tokens that were computed for requests without an outcome are waste of the attempt. Call `outbox.publish_soon`
-    after the commit.
+    What was computed for requests without an outcome is waste of the attempt. Call `outbox.publish_soon` after the
+    commit.
     """
     returned = conn.execute(
         _RETURN,
@@ -232,11 +233,12 @@ def return_slice(conn: Connection, claimed: ClaimedSlice, num_wasted_tokens: int
             "epoch": claimed.lease_epoch,
             "group_id": claimed.group_id,
             "end": AttemptEnd.RETURNED.value,
-            "wasted": num_wasted_tokens,
+            "wasted": thrown_away(waste),
         },
     )
     if returned.rowcount == 0:
         return False
+    add_waste_of(conn, claimed, waste)
     holds.release(conn, [claimed.id])
     outbox.add_tickets(conn, claimed.model, 1)
     return True

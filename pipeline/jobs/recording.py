@@ -27,6 +27,7 @@ from pipeline.celery import CONTROL_QUEUE, FINALIZE
 from pipeline.jobs.claiming import ClaimedSlice
 from pipeline.jobs.fairness import Cost, settle
 from pipeline.jobs.lines import output_line
+from pipeline.jobs.waste import WastePart, add_waste, thrown_away
 from pipeline.tables.requests import OutcomeKind
 
 
@@ -46,8 +47,12 @@ class RequestOutcome:
     #: Of failed requests.
     error_code: str | None = None
     error_message: str | None = None
-    #: Tokens that were computed for a request that did not succeed.
-    num_wasted_tokens: int = 0
+    #: What came to nothing of the slice's work since the outcome before.
+    waste: tuple[WastePart, ...] = ()
+
+    @property
+    def num_wasted_tokens(self) -> int:
+        return thrown_away(self.waste)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +105,8 @@ _INSERT_RESULTS: Final = """
 _COUNT_IN_SLICES: Final = """
     WITH counted AS (
         SELECT * FROM unnest(%(ids)b::bigint[], %(succeeded)b::bigint[], %(unsuccessful)b::bigint[],
-                             %(tokens)b::bigint[], %(wasted)b::bigint[])
-            AS c (slice_id, succeeded, unsuccessful, tokens, wasted)
+                             %(tokens)b::bigint[], %(wasted)b::bigint[], %(engine_ms)b::bigint[])
+            AS c (slice_id, succeeded, unsuccessful, tokens, wasted, engine_ms)
     ), slice AS (
         UPDATE slices s
         SET num_unfinished = num_unfinished - c.succeeded - c.unsuccessful,
@@ -113,6 +118,7 @@ _COUNT_IN_SLICES: Final = """
         UPDATE attempts a
         SET num_succeeded = num_succeeded + c.succeeded, num_unsuccessful = num_unsuccessful + c.unsuccessful,
             num_tokens = num_tokens + c.tokens, num_wasted_tokens = num_wasted_tokens + c.wasted,
+            engine_ms = coalesce(a.engine_ms, 0) + c.engine_ms,
             "end" = CASE WHEN slice.is_done THEN 'finished' END,
             ended_at = CASE WHEN slice.is_done THEN clock_timestamp() END
         FROM counted c JOIN slice ON slice.id = c.slice_id
@@ -176,6 +182,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
             if succeeded:
                 _insert_results(cursor, succeeded)
                 charges = charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_batch(rates.fetchall()))
+            add_waste(cursor, [(outcome.claimed, part) for outcome in new for part in outcome.waste])
             _count_in_slices(locked, new)
             holds.settle(cursor, {outcome.claimed.id for outcome in new}, _slice_costs(charges))
             _count_in_batches(written, new, recorded)
@@ -273,6 +280,7 @@ class _Count:
     cached: int = 0
     completion: int = 0
     wasted: int = 0
+    engine_ms: int = 0
 
     def add(self, outcome: RequestOutcome) -> None:
         self.wasted += outcome.num_wasted_tokens
@@ -283,6 +291,7 @@ class _Count:
         self.prompt += outcome.usage.num_prompt_tokens
         self.cached += outcome.usage.num_cached_tokens
         self.completion += outcome.usage.num_completion_tokens
+        self.engine_ms += outcome.usage.engine_ms
 
     @property
     def num_computed_tokens(self) -> int:
@@ -302,6 +311,7 @@ def _count_in_slices(cursor: Cursor[Any], outcomes: Sequence[RequestOutcome]) ->
             "unsuccessful": [count.unsuccessful for count in counts.values()],
             "tokens": [count.num_computed_tokens for count in counts.values()],
             "wasted": [count.wasted for count in counts.values()],
+            "engine_ms": [count.engine_ms for count in counts.values()],
         },
     )
 

@@ -17,6 +17,8 @@ from pipeline.jobs.claiming import (
     renew_leases,
     return_slice,
 )
+from pipeline.jobs.waste import WastePart
+from pipeline.tables.rates import WasteCause
 from pipeline.tables.requests import OutcomeKind
 
 GROUP = "group-0@here"
@@ -179,9 +181,10 @@ def test_a_returned_slice_waits_again_with_a_ticket(database: Engine, tenant: Se
     seed_batch(database, tenant, [1])
     claimed = claim_one(database)
     with database.begin() as conn:
-        assert return_slice(conn, claimed, num_wasted_tokens=17)
+        assert return_slice(conn, claimed, [WastePart(WasteCause.DRAIN, 17, 5)])
     assert sql(database, "SELECT status, lease_expires_at FROM slices") == [("pending", None)]
     assert sql(database, 'SELECT "end", num_wasted_tokens, ended_at IS NULL FROM attempts') == [("returned", 17, False)]
+    assert sql(database, "SELECT cause, num_tokens, engine_ms FROM waste") == [("drain", 17, 5)]
     assert sql(database, "SELECT queue, task, args FROM outbox") == [
         (f"generate.{MODEL}", "generate.slice", [MODEL]),
     ]

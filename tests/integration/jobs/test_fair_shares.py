@@ -18,7 +18,9 @@ from pipeline.errors import UserError
 from pipeline.jobs.claiming import ClaimedSlice, claim_slice, load_requests, return_slice
 from pipeline.jobs.fairness import lift, set_weight, weight_of
 from pipeline.jobs.recording import RequestOutcome, record_outcomes
+from pipeline.jobs.waste import WastePart
 from pipeline.settings import get_settings
+from pipeline.tables.rates import WasteCause
 from pipeline.tables.requests import OutcomeKind
 
 GROUP = "group-0@here"
@@ -120,7 +122,8 @@ def test_work_for_nothing_that_was_asked_for_is_charged_too(database: Engine, te
     claimed = claim(database)
     with database.begin() as conn:
         [request] = load_requests(conn, claimed)
-        outcome = RequestOutcome(request.id, request.custom_id, claimed, OutcomeKind.CANCELLED, num_wasted_tokens=70)
+        waste = (WastePart(WasteCause.CANCELLED, 70),)
+        outcome = RequestOutcome(request.id, request.custom_id, claimed, OutcomeKind.CANCELLED, waste=waste)
         record_outcomes(conn, [outcome])
     assert served(database, acme) == 70
 

@@ -15,6 +15,8 @@ from pipeline.billing.rating import TokenUsage
 from pipeline.jobs.claiming import ClaimedSlice, PlannedRequest, claim_slice, load_requests
 from pipeline.jobs.lines import output_line
 from pipeline.jobs.recording import Recorded, RequestOutcome, record_outcomes
+from pipeline.jobs.waste import WastePart
+from pipeline.tables.rates import WasteCause
 from pipeline.tables.requests import OutcomeKind
 
 GROUP = "group-0@here"
@@ -195,7 +197,7 @@ def test_what_failed_is_recorded_with_its_reason_and_not_billed(database: Engine
         OutcomeKind.FAILED,
         error_code="engine_crashed",
         error_message=message,
-        num_wasted_tokens=11,
+        waste=(WastePart(WasteCause.CRASH, 11, 4), WastePart(WasteCause.RECOMPUTED, 9)),
     )
     record(
         database,
@@ -213,6 +215,9 @@ def test_what_failed_is_recorded_with_its_reason_and_not_billed(database: Engine
     assert sql(database, "SELECT count(*), sum(quantity) FROM usage_events") == [(2, 12)]
     assert sql(database, "SELECT num_succeeded, num_unsuccessful FROM batches") == [(1, 2)]
     assert sql(database, "SELECT num_succeeded, num_unsuccessful, num_wasted_tokens FROM attempts") == [(1, 2, 22)]
+    wasted = "SELECT cause, sum(num_tokens), sum(engine_ms), count(*) FROM waste GROUP BY cause ORDER BY cause"
+    assert sql(database, wasted) == [("crash", 22, 8, 2), ("recomputed", 18, None, 2)]
+    assert sql(database, "SELECT engine_ms FROM attempts") == [(3,)]
     assert sql(database, "SELECT status FROM slices") == [("done",)]
 
 

@@ -232,6 +232,9 @@ def test_a_slice_that_was_lost_is_stopped_and_written_by_its_new_holder(database
         assert group.run_ticket()["attempt"] == 3
     check_books(database)
     assert sql(database, "SELECT DISTINCT lease_epoch FROM results") == [(3,)]
+    wasted = "SELECT lease_epoch, cause, sum(num_tokens) FROM waste GROUP BY 1, 2"
+    assert sql(database, wasted) == [(1, "lost_lease", 12)]
+    assert sql(database, "SELECT num_wasted_tokens FROM attempts WHERE lease_epoch = 1") == [(12,)]
 
 
 def test_answers_that_come_after_the_lease_was_lost_write_nothing(database: Engine, tenant: SeededTenant) -> None:
@@ -248,6 +251,8 @@ def test_answers_that_come_after_the_lease_was_lost_write_nothing(database: Engi
         assert not ticket.is_alive()
     assert sql(database, "SELECT count(*) FROM results") == [(0,)]
     assert num_unfinished(database) == 3
+    [(cause, num_tokens)] = sql(database, "SELECT cause, sum(num_tokens) FROM waste GROUP BY cause")
+    assert (cause, num_tokens > 0) == ("lost_lease", True)
 
 
 def test_a_group_that_claims_again_what_it_lost_goes_on_under_the_new_lease(

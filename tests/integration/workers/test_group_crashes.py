@@ -42,6 +42,7 @@ def test_requests_of_a_crashed_engine_run_again(database: Engine, tenant: Seeded
         wait_for(lambda: num_unfinished(database) == 0)
     assert sql(database, "SELECT DISTINCT outcome FROM requests") == [("succeeded",)]
     assert sql(database, "SELECT lease_epoch, num_wasted_tokens FROM attempts") == [(1, 12)]
+    assert sql(database, "SELECT cause, sum(num_tokens) FROM waste GROUP BY cause") == [("crash", 12)]
 
 
 def test_a_poisonous_request_fails_alone(database: Engine, tenant: SeededTenant) -> None:

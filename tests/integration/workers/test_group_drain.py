@@ -45,6 +45,7 @@ def test_what_is_not_finished_in_time_is_waste_of_the_attempt(
     assert len(engine.aborted) == 2
     assert sql(database, "SELECT status, lease_epoch FROM slices") == [("pending", 1)]
     assert sql(database, 'SELECT "end", num_wasted_tokens FROM attempts') == [("returned", 8)]
+    assert sql(database, "SELECT cause, sum(num_tokens) FROM waste GROUP BY cause") == [("drain", 8)]
     assert sql(database, "SELECT count(*) FROM requests WHERE outcome IS NULL") == [(2,)]
 
 
