@@ -15,6 +15,7 @@ from typing import Final
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from pipeline.billing.budgets import add_prepaid
 from pipeline.billing.contracts import ContractError, check_money
 from pipeline.billing.credit_burning import Grant, Spent, boundaries, burn
 from pipeline.billing.ledger import Account, Posting, post_entries
@@ -100,6 +101,7 @@ def grant_credit(
             (Account.CREDIT, tenant_id, grant.id, amount.copy_negate()),
         ],
     )
+    add_prepaid(session, tenant_id, currency, amount)
     audit_log.record(
         session,
         act="credit.grant",
@@ -233,6 +235,7 @@ def _post_spent(session: Session, tenant_id: str, currency: str, month: date, pa
 
 
 def _post_expired(session: Session, tenant_id: str, currency: str, grant_id: str, left: Decimal) -> None:
+    add_prepaid(session, tenant_id, currency, left.copy_negate())
     post_entries(
         session,
         tenant_id=tenant_id,

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from submitting import Bench, request_line
 
 from pipeline.billing.budgets import Scope, alert_budgets, list_budgets, make_prepaid, remove_budget, set_budget
+from pipeline.billing.credits import grant_credit
 from pipeline.celery import GENERATE
 from pipeline.jobs import sweeping
 from pipeline.jobs.audit import audit
@@ -222,6 +223,20 @@ def test_what_a_tenant_has_paid_ahead_is_all_that_it_can_spend(bench: Bench) -> 
     assert nothing_to_claim(bench)
     assert 0 < spent_in_truth(bench) < 2 * MOST
     assert bench.batch(batch_id).num_succeeded == 2
+
+
+def test_credit_that_is_granted_later_lets_a_prepaid_tenant_go_on(bench: Bench) -> None:
+    with transaction(bench.engine) as session:
+        make_prepaid(session, bench.tenant.id, "USD", Decimal(0))
+    batch_id = run(bench, 2)
+    assert nothing_to_claim(bench)
+    assert resume_paused(bench.engine) == 0
+
+    with transaction(bench.engine) as session:
+        grant_credit(session, bench.tenant.id, amount=Decimal(1), currency="USD", reason="a transfer")
+
+    assert resume_paused(bench.engine) == 1
+    assert bench.claim().batch_id == batch_id
 
 
 def test_batches_go_on_when_their_budget_is_removed(bench: Bench) -> None:
