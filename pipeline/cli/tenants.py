@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from pipeline.cli import limits
 from pipeline.cli.connecting import DATA_DIR, JSON, TENANT, find_tenant_id, open_database
 
 _OWNER = typer.Option("default", "--tenant", help="Whose project.")
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
     projects.command("list")(list_some)
     projects.command("archive")(archive)
     app.add_typer(projects, name="projects")
+    limits.register(app)
 
 
 def list_all(data_dir: Path | None = DATA_DIR, as_json: bool = JSON) -> None:

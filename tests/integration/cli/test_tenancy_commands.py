@@ -111,3 +111,28 @@ def test_the_audit_of_the_promises_is_still_there(database: Engine, redis_url: s
     assert result.exit_code == 0, result.exception
     assert "Everything that was looked at agrees." in result.stdout
     assert [finding for finding in printed("audit", "--at-rest") if finding["violations"]] == []
+
+
+def test_limits_are_set_and_listed(database: Engine) -> None:
+    key = printed("keys", "create", "--tenant", "acme")["id"]
+    printed("limits", "set", "acme", "--requests-per-minute", "100", "--enqueued-tokens", "5000")
+    printed("limits", "set", "acme", "--tokens-per-minute", "0", "--key", key)
+    printed("limits", "set", "acme", "--enqueued-batches", "7", "--model", "tiny")
+    printed("limits", "set", "acme", "--requests-per-minute", "default")
+    nothing: dict[str, object] = {"requests_per_minute": None, "tokens_per_minute": None}
+    assert printed("limits", "list", "--tenant", "acme") == [
+        {"tenant": "acme", "of": "tenant", **nothing},
+        {"tenant": "acme", "of": key, **nothing, "tokens_per_minute": 0},
+        {"tenant": "acme", "of": "tenant", "enqueued_tokens": 5000, "enqueued_batches": None},
+        {"tenant": "acme", "of": "tiny", "enqueued_tokens": None, "enqueued_batches": 7},
+    ]
+    table = run("limits", "list").stdout
+    assert "5,000" in table
+    assert "no limit" in table
+    assert [entry["details"]["model"] for entry in printed("audit", "log", "--act", "limits")[1:2]] == ["tiny"]
+
+    run("keys", "create", "--tenant", "globex")
+    assert "none of the tenant" in mistake("limits", "set", "globex", "--key", key, "--requests-per-minute", "1")
+    assert "Give at least one limit" in mistake("limits", "set", "acme")
+    assert "Give at least one limit" in mistake("limits", "set", "acme", "--model", "m", "--tokens-per-minute", "1")
+    assert "is '-1': give a number" in mistake("limits", "set", "acme", "--enqueued-tokens=-1")
