@@ -28,6 +28,7 @@ from pipeline.cli import (
     sharing,
     stack,
     upkeep,
+    verifying,
 )
 from pipeline.errors import UserError
 from pipeline.settings import get_settings
@@ -72,6 +73,7 @@ for _commands in (
     budgets,
     reporting,
     upkeep,
+    verifying,
     auditing,
     compliance,
     server,

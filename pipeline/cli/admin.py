@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.cli import tenants
+from pipeline.cli import tenants, verifying
 from pipeline.cli.connecting import DATA_DIR, JSON, TENANT, find_tenant_id, open_database
 from pipeline.errors import UserError
 
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     keys.command("list")(list_keys)
     keys.command("rotate")(rotate_key)
     keys.command("revoke")(revoke_key)
+    verifying.register_key(keys)
     app.add_typer(keys, name="keys")
     tenants.register(app)
 

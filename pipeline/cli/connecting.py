@@ -42,7 +42,7 @@ def open_client(data_dir: Path | None, base_url: str | None, api_key: str | None
     from pipeline.settings import get_settings
 
     if data_dir is not None:
-        _use_stack(data_dir)
+        use_stack(data_dir)
     settings = get_settings()
     url = base_url or settings.base_url
     key = api_key or (settings.api_key.get_secret_value() if settings.api_key else "")
@@ -81,7 +81,7 @@ def open_database(data_dir: Path | None) -> Iterator[Session]:
     from pipeline.tables.session import transaction
 
     if data_dir is not None:
-        _use_stack(data_dir)
+        use_stack(data_dir)
     try:
         with transaction() as session:
             yield session
@@ -104,7 +104,7 @@ def find_tenant_id(session: Session, name: str | None) -> str | None:
     return None if name is None else find_tenant(session, name).id
 
 
-def _use_stack(data_dir: Path) -> None:
+def use_stack(data_dir: Path) -> None:
     # Set for the processes of a stack too, whose other settings then are right as they are.
     if os.environ.get("RYZANSTEIN_DATA_DIR") == str(data_dir) and "RYZANSTEIN_DATABASE_URL" in os.environ:
         return
