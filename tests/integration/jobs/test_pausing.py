@@ -273,12 +273,12 @@ def test_many_submitters_and_groups_never_pass_a_hard_limit(
     bench = Bench.make(database, tmp_path / "model")
     limit = 64 * MOST
     budget(bench, limit)
-    # Fewer than submitters, since each connection is a process of the database.
-    at_work = threading.Semaphore(16)
+    preparing = threading.Semaphore(2)  # as in a control worker
 
-    def submit(_: int) -> str:
-        with at_work:
-            return run(bench, 6)
+    def submit(_: int) -> None:
+        batch_id = bench.submit(lines(6))
+        with preparing:
+            assert prepare(batch_id, bench.engine) is BatchStatus.IN_PROGRESS
 
     def work(number: int) -> None:
         chance = random.Random(number)
