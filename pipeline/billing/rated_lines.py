@@ -91,6 +91,16 @@ def line_of(event: Event, rates: Rates, quantity_before: int) -> Line:
     )
 
 
+def line_text(line: Line) -> str:
+    """All that a line says but its revision, in one form: equal texts are equal lines, byte for byte."""
+    event = line.event
+    price = "" if line.unit_price is None else f"{line.unit_price:.6f}"
+    return (
+        f"{event.request_id},{event.meter.value},{line.rate_card_id},{event.quantity},{line.quantity_before},{price},"
+        f"{line.amount:.15f},{line.currency}\n"
+    )
+
+
 def write_lines(
     cursor: Cursor[Any],
     lines: Sequence[Line],
