@@ -9,11 +9,12 @@ from decimal import Decimal
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
+from pipeline.billing.credits import credit_spent
 from pipeline.billing.documents import Charge, Item
-from pipeline.billing.rating import exact_sum
+from pipeline.billing.itemizing import billed_months
+from pipeline.billing.pricing import exact_sum
 from pipeline.billing.reports import Month
-from pipeline.tables import CreditNote, Invoice, InvoiceLine, InvoiceStatus, LineKind
-from pipeline.tables.rates import Contract
+from pipeline.tables import Contract, CreditNote, Invoice, InvoiceLine, InvoiceStatus, LineKind
 
 
 def charges_of(
@@ -23,7 +24,7 @@ def charges_of(
     `until`, the end of its collection."""
     charges = _commitment(session, tenant_id, month, currency, items)
     charges += _credit_notes(session, tenant_id, currency, until)
-    return charges
+    return charges + _credits(session, tenant_id, month, currency)
 
 
 def charge_currencies(session: Session, tenant_id: str, month: Month) -> set[str]:
@@ -61,6 +62,32 @@ def _commitment(session: Session, tenant_id: str, month: Month, currency: str, i
         return []
     description = f"Minimum of {contract.commitment:f} {currency} a month, less usage"
     return [Charge(kind=LineKind.COMMITMENT, description=description, month=month, exact=missing)]
+
+
+def _credits(session: Session, tenant_id: str, month: Month, currency: str) -> list[Charge]:
+    """What prepaid credit has paid, as far as it is settled, less what issued invoices have of it."""
+    charges = []
+    for used_in in [*billed_months(session, tenant_id, currency, before=month), month]:
+        paid = credit_spent(session, tenant_id, currency, used_in.start.date())
+        exact = exact_sum([paid, *_invoiced_credit(session, tenant_id, used_in, currency)]).copy_negate()
+        if exact:
+            description = f"Paid from credit for usage of {used_in}"
+            charges.append(Charge(kind=LineKind.CREDIT, description=description, month=used_in, exact=exact))
+    return charges
+
+
+def _invoiced_credit(session: Session, tenant_id: str, month: Month, currency: str) -> Sequence[Decimal]:
+    return session.scalars(
+        select(InvoiceLine.exact)
+        .join(Invoice, Invoice.id == InvoiceLine.invoice_id)
+        .where(
+            Invoice.tenant_id == tenant_id,
+            Invoice.currency == currency,
+            Invoice.status == InvoiceStatus.FINAL,
+            InvoiceLine.kind == LineKind.CREDIT,
+            InvoiceLine.service_month == month.start.date(),
+        )
+    ).all()
 
 
 def _credit_notes(session: Session, tenant_id: str, currency: str, until: datetime) -> list[Charge]:

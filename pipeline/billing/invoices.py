@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.billing.charges import charge_currencies
 from pipeline.billing.closing import closing_entries, post_closing
+from pipeline.billing.credits import settle_credit
 from pipeline.billing.documents import Document, Party
 from pipeline.billing.invoice_reading import document_of, line_row
 from pipeline.billing.itemizing import billed_months, currencies_used, items_to_bill
@@ -90,6 +91,7 @@ def finalize_invoice(session: Session, invoice_id: str, now: datetime, settings:
             "collected."
         )
     check_all_rated(session, month, invoice.tenant_id)
+    settle_credit(session, invoice.tenant_id, invoice.currency)
     document = document_of(session, invoice)
     session.add_all(line_row(invoice.id, line) for line in document.lines)
     session.flush()

@@ -23,6 +23,11 @@ class Account(StrEnum):
     CREDIT = "credit"  #: What is left of a grant of credit, which is owed to the tenant: negative.
     GRANTED = "granted"  #: What the operator gave, or was paid ahead.
     EXPIRED = "expired"  #: What expired of it unused: negative.
+    BILLED = (
+        "billed"  #: What of a tenant's receivable is on invoices, against it: the two are what is yet to be billed.
+    )
+    INVOICED = "invoiced"  #: What a tenant's invoices say is to be paid.
+    ROUNDING = "rounding"  #: What rounding invoices took from the operator, or (negative) gave.
 
 
 class Posting(StrEnum):
@@ -33,6 +38,7 @@ class Posting(StrEnum):
     GRANT = "grant"  #: Credit was given.
     CREDIT_SPENT = "credit_spent"  #: Credit paid for usage.
     CREDIT_EXPIRED = "credit_expired"  #: Credit reached its end.
+    INVOICE = "invoice"  #: An invoice was issued, or taken back; see `pipeline/billing/closing.py`.
     CREDIT_NOTE = "credit_note"  #: Part of a cost was given back; see `credit_notes`.
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from pipeline.billing.credits import grant_credit
 from pipeline.billing.currencies import exact_text
 from pipeline.billing.documents import Document
 from pipeline.billing.invoice_reading import document_of
@@ -24,9 +25,22 @@ from pipeline.billing.invoices import (
     list_invoices,
     void_invoice,
 )
+from pipeline.billing.ledger import post_receivable
+from pipeline.billing.missed_windows import credit_missed_window
 from pipeline.billing.rate_cards import add_rate_card
 from pipeline.billing.reports import Month, UnratedUsageError
-from pipeline.tables import ApiKey, Invoice, InvoiceStatus, LineKind, Meter, RateCard, RatedLine
+from pipeline.tables import (
+    ApiKey,
+    Batch,
+    BatchStatus,
+    Contract,
+    Invoice,
+    InvoiceStatus,
+    LineKind,
+    Meter,
+    RateCard,
+    RatedLine,
+)
 from pipeline.tables.session import transaction
 
 OCTOBER, NOVEMBER = Month(2026, 10), Month(2026, 11)
@@ -226,3 +240,75 @@ def test_many_that_issue_at_once_leave_no_gap_and_issue_each_once(database: Engi
     assert sum(error is not None for error in errors) == 4
     [(num_closings,)] = sql(database, "SELECT count(*) FROM ledger_transactions WHERE kind = 'invoice'")
     assert num_closings == 4
+
+
+def test_a_minimum_a_missed_window_and_prepaid_credit_are_lines_of_their_own(database: Engine) -> None:
+    now = datetime.now(UTC)
+    month, after = Month.of(now), Month.of(now).end + timedelta(days=1)
+    with transaction() as session:
+        card = make_card(session)
+        key = make_key(session, "acme")
+        session.add(
+            Contract(
+                id="contract_1",
+                tenant_id=key.tenant_id,
+                plan="default",
+                commitment=Decimal("2"),
+                currency="USD",
+                effective_from=month.start - timedelta(days=1),
+            )
+        )
+        grant_credit(session, key.tenant_id, amount=Decimal("0.30"), currency="USD", reason="welcome")
+    with transaction() as session:
+        batch = make_batch(session, key)
+        use_now(session, batch, card, Decimal("1.01"))
+        batch.status = BatchStatus.EXPIRED
+        session.flush()
+        [note] = credit_missed_window(session, batch.id)
+        [document] = issue(session, key, month, after)
+
+        exact = {line.kind: line.exact for line in document.lines if line.meter is not Meter.OUTPUT}
+        assert exact == {
+            LineKind.USAGE: Decimal("1.01"),
+            LineKind.COMMITMENT: Decimal("0.99"),
+            LineKind.CREDIT_NOTE: -note.amount,
+            LineKind.CREDIT: Decimal("-0.30"),
+            LineKind.ROUNDING: Decimal(0),
+        }
+        [noted] = [line for line in document.lines if line.kind is LineKind.CREDIT_NOTE]
+        assert (noted.credit_note_id, batch.id in noted.description) == (note.id, True)
+        # The next month has the minimum again, and nothing of what was passed on.
+        following = Month.of(month.end)
+        [next_one] = issue(session, key, following, following.end + timedelta(days=1))
+        assert {line.kind: line.exact for line in next_one.lines if line.exact} == {LineKind.COMMITMENT: Decimal(2)}
+        # What is taken back can be billed again, all of it.
+        void_invoice(session, document.id, "test", after)
+        [again] = issue(session, key, month, after)
+        assert [(line.kind, line.exact) for line in again.lines] == [(line.kind, line.exact) for line in document.lines]
+    owed = balance(database, "receivable") + balance(database, "billed")
+    assert owed == 0  # nothing is left to be billed
+    assert balance(database, "invoiced") == again.total + next_one.total
+
+
+def use_now(session: Session, batch: Batch, card: RateCard, amount: Decimal) -> None:
+    """An answer of now that costs `amount`, posted as recording does."""
+    request = use(session, batch, "tiny", (1, 0, 0), at=datetime.now(UTC), card=None)
+    key = f"usage {request}"
+    cursor = session.connection().connection.cursor()
+    post_receivable(cursor, tenant_id=batch.tenant_id, currency="USD", amount=amount, idempotency_key=key)
+    cursor.execute("SELECT id FROM ledger_transactions WHERE idempotency_key = %s", [key])
+    [(transaction_id,)] = cursor.fetchall()
+    for meter, quantity, cost in ((Meter.INPUT_UNCACHED, 1, amount), (Meter.OUTPUT, 0, Decimal(0))):
+        session.add(
+            RatedLine(
+                request_id=request,
+                meter=meter,
+                rate_card_id=card.id,
+                ledger_transaction_id=transaction_id,
+                quantity=quantity,
+                unit_price=Decimal(0),
+                amount=cost,
+                currency="USD",
+            )
+        )
+    session.flush()

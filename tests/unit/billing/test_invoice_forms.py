@@ -13,7 +13,7 @@ import pypdf
 import pytest
 from invoice_samples import CURRENCIES, make_document
 
-from pipeline.billing.closing import INVOICED, closing_entries
+from pipeline.billing.closing import closing_entries
 from pipeline.billing.currencies import exact_text
 from pipeline.billing.documents import Document
 from pipeline.billing.forms.charts import chart_by_day, chart_by_key, chart_by_model, scale_of
@@ -25,6 +25,7 @@ from pipeline.billing.forms.pdf_form import pdf_form
 from pipeline.billing.forms.tables import csv_form
 from pipeline.billing.forms.wording import grouped
 from pipeline.billing.forms.xlsx_form import xlsx_form
+from pipeline.billing.ledger import Account
 from pipeline.billing.pricing import exact_sum
 
 #: Of a name that a tenant may have given himself.
@@ -85,7 +86,7 @@ def test_every_form_adds_up_to_the_same_total(currency: str) -> None:
     assert exact_sum(Decimal(row["BilledCost"]) for row in focus) == total
     assert {row["InvoiceId"] for row in focus} == {document.number}
     assert exact_sum(entry.amount for entry in closing_entries(document)) == 0
-    assert [entry.amount for entry in closing_entries(document) if entry.account == INVOICED] == [total]
+    assert [entry.amount for entry in closing_entries(document) if entry.account is Account.INVOICED] == [total]
 
     book = workbook(document)
     rows = [row for row in sheet_rows(book, "Invoice") if row["kind"]]
