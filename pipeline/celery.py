@@ -30,6 +30,7 @@ QUOTE: Final = "control.quote"  #: args [quote_id]: compute a quote.
 SWEEP: Final = "control.sweep"  #: no args, from beat.
 RELAY: Final = "control.relay"  #: no args, from beat.
 DRAFT: Final = "control.draft"  #: no args, from beat: the invoices of the month before.
+KEEP_UP: Final = "control.keep_up"  #: no args, from beat: partitions, roll-ups and retention.
 GENERATE: Final = "generate.slice"  #: args [model]: a ticket; entitles the receiving group to claim one slice.
 
 #: What the arguments of a task are, for `describe_args`.
@@ -135,6 +136,11 @@ def _configuration() -> dict[str, Any]:
             "draft": {
                 "task": DRAFT,
                 "schedule": crontab(minute=5),  # of every hour, UTC
+                "options": {"expires": 3600, "retry": False},
+            },
+            "keep_up": {
+                "task": KEEP_UP,
+                "schedule": crontab(hour=2, minute=15),  # of every day, UTC
                 "options": {"expires": 3600, "retry": False},
             },
         },

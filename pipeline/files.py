@@ -12,13 +12,17 @@ from pipeline import storage
 from pipeline.errors import PipelineError
 from pipeline.jobs.lines import stream_view
 from pipeline.paging import Page, read_page
-from pipeline.tables import Batch, BatchStatus, File
+from pipeline.tables import Batch, BatchStatus, DroppedBatch, File
 from pipeline.tenancy.scopes import is_in_project
 from pipeline.tenancy.tenants import default_project_id
 
 
 class FileNotFoundForTenantError(PipelineError):
     """The tenant has no such file: it never had, or the file was deleted or has expired."""
+
+
+class FileDroppedError(PipelineError):
+    """The file shows outcomes of a batch that are no longer kept."""
 
 
 class FileInUseError(PipelineError):
@@ -118,6 +122,12 @@ def delete_file(session: Session, tenant_id: str, file_id: str, *, project_id: s
         storage.delete_blob(file.storage_key)
     file.deleted_at = session.execute(select(func.now())).scalar_one()
     session.flush()
+
+
+def check_is_kept(session: Session, file: File) -> None:
+    """Raises FileDroppedError for a file over outcomes that retention has dropped."""
+    if file.batch_id is not None and session.get(DroppedBatch, file.batch_id) is not None:
+        raise FileDroppedError
 
 
 def read_content(file: File) -> Iterator[bytes]:

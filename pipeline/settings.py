@@ -186,6 +186,14 @@ class Settings(BaseSettings):
         False, description="Whether batches that do not say so themselves get signed receipts in their output files."
     )
 
+    # --- retention
+    retention_months: int | None = Field(
+        None,
+        ge=1,
+        description="Full months, before the one that runs, for which requests, answers, usage events and rated lines "
+        "are kept; older ones are dropped when their batches have ended and their invoices are final. Unset: for ever.",
+    )
+
     # --- telemetry
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
     log_format: str = Field(

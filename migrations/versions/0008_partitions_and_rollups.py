@@ -36,8 +36,8 @@ _INDEXES = {
 #: Whoever writes to one of the partitioned tables holds these before or after it, in about this order.
 _LOCKED = "slices, requests, results, usage_events, rated_lines, ledger_transactions, rate_cards, batches"
 
-#: Ids below are from before there were months in them.
-_FIRST_MONTH = 1 << 40
+#: Bits of an id below the month.
+_NUMBER_BITS = 40
 
 _REQUEST_MONTH = """
     CREATE FUNCTION request_month(moment timestamptz) RETURNS bigint LANGUAGE sql STABLE AS $$
@@ -58,7 +58,7 @@ _MAKE_PARTITIONS = """
         parent text;
     BEGIN
         PERFORM pg_advisory_xact_lock(hashtext('request partitions'), 0);
-        IF to_regclass('partitions.rated_lines_' || suffix) IS NOT NULL THEN
+        IF month < {first_month} OR to_regclass('partitions.rated_lines_' || suffix) IS NOT NULL THEN
             RETURN false;
         END IF;
         FOREACH parent IN ARRAY ARRAY['requests', 'results', 'usage_events', 'rated_lines'] LOOP
@@ -144,10 +144,12 @@ _FILL = """
 
 def upgrade() -> None:
     with op.get_context().autocommit_block():
+        first_month = _first_month()
         for table, (column, _) in _KEYS.items():
             op.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS ck_{table}_before")
             op.execute(
-                f"ALTER TABLE {table} ADD CONSTRAINT ck_{table}_before CHECK ({column} < {_FIRST_MONTH}) NOT VALID"
+                f"ALTER TABLE {table} ADD CONSTRAINT ck_{table}_before"
+                f" CHECK ({column} < {first_month << _NUMBER_BITS}) NOT VALID"
             )
         op.execute(_VALIDATE)
         _create_rollups()
@@ -180,15 +182,21 @@ def upgrade() -> None:
     op.execute("CREATE SEQUENCE request_numbers")
     op.execute("SELECT setval('request_numbers', last_value, is_called) FROM requests_id_seq")
     op.execute("ALTER TABLE requests ALTER COLUMN id DROP IDENTITY")
-    for function in (_REQUEST_MONTH, _NEXT_REQUEST_ID, _MAKE_PARTITIONS):
+    for function in (_REQUEST_MONTH, _NEXT_REQUEST_ID, _MAKE_PARTITIONS.format(first_month=first_month)):
         op.execute(function)
     for table in _KEYS:
-        _partition(table)
+        _partition(table, first_month)
     op.execute("ALTER TABLE requests ALTER COLUMN id SET DEFAULT next_request_id()")
     op.execute("SELECT make_request_partitions(request_month(now()) + n) FROM generate_series(0, 3) n")
 
 
-def _partition(table: str) -> None:
+def _first_month() -> int:
+    """The first month with partitions of its own. Ids have months before it only where this was taken back once."""
+    largest = op.get_bind().execute(sa.text("SELECT coalesce(max(id), 0) FROM requests")).scalar_one()
+    return (int(largest) >> _NUMBER_BITS) + 1
+
+
+def _partition(table: str, first_month: int) -> None:
     column, key = _KEYS[table]
     op.execute(f"ALTER TABLE {table} SET SCHEMA partitions")
     op.execute(f"ALTER TABLE partitions.{table} RENAME TO {table}_before")
@@ -202,7 +210,8 @@ def _partition(table: str) -> None:
         if columns.startswith(f"{table} "):
             op.execute(f"CREATE INDEX {name} ON {columns}")
     op.execute(
-        f"ALTER TABLE {table} ATTACH PARTITION partitions.{table}_before FOR VALUES FROM (MINVALUE) TO ({_FIRST_MONTH})"
+        f"ALTER TABLE {table} ATTACH PARTITION partitions.{table}_before"
+        f" FOR VALUES FROM (MINVALUE) TO ({first_month << _NUMBER_BITS})"
     )
     op.execute(f"ALTER TABLE partitions.{table}_before DROP CONSTRAINT ck_{table}_before")
 

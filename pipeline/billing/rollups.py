@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
@@ -124,6 +124,8 @@ _SPAN: Final = text("""
         UNION ALL SELECT max(starts_at) FROM archived_usage WHERE tenant_id = :tenant_id
     ) AS ends
 """)
+#: Later than anything that is used.
+_NEVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
 _TENANTS: Final = text("SELECT id FROM tenants ORDER BY id")
 
 
@@ -206,6 +208,17 @@ def correct_drift(conn: Connection, tenant_id: str, starts_at: datetime, ends_at
     values = {"tenant_id": tenant_id, "starts_at": starts_at, "ends_at": ends_at}
     conn.execute(_LOCK, {"tenant_id": tenant_id})
     return conn.execute(_CORRECT, values).rowcount
+
+
+def correct_recent_drift(engine: Engine | None = None, *, since: datetime) -> int:
+    """The same for all tenants, from a day in UTC on."""
+    with connection(engine) as conn:
+        tenant_ids = list(conn.scalars(_TENANTS))
+    num_corrected = 0
+    for tenant_id in tenant_ids:
+        with connection(engine) as conn:
+            num_corrected += correct_drift(conn, tenant_id, since, _NEVER)
+    return num_corrected
 
 
 def rebuild(engine: Engine | None = None, *, tenant_id: str | None = None) -> Rebuilt:

@@ -16,8 +16,10 @@ from starlette.concurrency import run_in_threadpool
 
 from pipeline import storage
 from pipeline.files import (
+    FileDroppedError,
     FileInUseError,
     FileNotFoundForTenantError,
+    check_is_kept,
     delete_file,
     find_file,
     list_files,
@@ -180,6 +182,7 @@ def retrieve_file_content(caller: FilesReader, file_id: str) -> StreamingRespons
     """The bytes of a file. Of a running batch's output and error file: the lines that are there so far."""
     with transaction() as session, _explained(file_id):
         file = find_file(session, caller.tenant_id, file_id, project_id=caller.project_id)
+        check_is_kept(session, file)
     return StreamingResponse(
         _begun(read_content(file)), media_type="application/octet-stream", headers=_content_headers(file)
     )
@@ -210,6 +213,15 @@ def _explained(file_id: str) -> Iterator[None]:
         yield
     except FileNotFoundForTenantError:
         raise ApiError(404, f"No such File object: {shown}", param="id", code="file_not_found") from None
+    except FileDroppedError:
+        raise ApiError(
+            410,
+            f"The content of file {shown} is no longer kept: its batch is older than this service keeps requests and "
+            "answers. What the batch counted, its usage and its invoices are still there.",
+            param="id",
+            code="file_dropped",
+            headers={"x-should-retry": "false"},
+        ) from None
     except FileInUseError:
         raise conflict(
             f"File {shown} is the input of a batch that is still validating. Delete it when the batch has begun, "

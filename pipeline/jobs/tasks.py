@@ -10,9 +10,9 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.billing import drafting
-from pipeline.celery import CANCEL, DRAFT, FINALIZE, PREPARE, QUOTE, RELAY, SWEEP, app
+from pipeline.celery import CANCEL, DRAFT, FINALIZE, KEEP_UP, PREPARE, QUOTE, RELAY, SWEEP, app
 from pipeline.errors import PipelineError
-from pipeline.jobs import cancelling, finalizing, outbox, preparing, quoting, sweeping
+from pipeline.jobs import cancelling, finalizing, outbox, preparing, quoting, sweeping, upkeep
 from pipeline.telemetry.logs import summarize_error
 
 log = structlog.get_logger(__name__)
@@ -81,3 +81,9 @@ def relay() -> dict[str, Any]:
 def draft() -> dict[str, Any]:
     """Make the invoices of the month before that are missing."""
     return {"invoices": drafting.draft_invoices()}
+
+
+@_task(KEEP_UP)
+def keep_up() -> dict[str, Any]:
+    """Make partitions for the months to come, set roll-ups right, and drop what is no longer kept."""
+    return upkeep.keep_up()

@@ -69,7 +69,8 @@ def make_partitions(engine: Engine | None = None, *, months_ahead: int = MONTHS_
     """Make the partitions that this month and the next ones lack; returns of how many months. Nobody waits for it."""
     with connection(engine) as conn:
         lacking = list(conn.scalars(_LACKING, {"ahead": months_ahead}))
+    num_made = 0
     for number in lacking:
         with connection(engine) as conn:
-            conn.execute(_MAKE, {"n": number})
-    return len(lacking)
+            num_made += bool(conn.scalar(_MAKE, {"n": number}))
+    return num_made

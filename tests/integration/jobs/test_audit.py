@@ -25,6 +25,7 @@ DAMAGE = {
         "each administrative act follows from the one before"
     },
     "DELETE FROM results WHERE request_id = :first": {
+        "nothing is kept of a request that is not there",
         "a request has an answer if it succeeded, and no other has one",
         "an attempt counts the answers that it recorded",
     },
@@ -55,6 +56,7 @@ DAMAGE = {
         "no lease outlives its owner by more than its length",
     },
     "DELETE FROM usage_events WHERE request_id = :first AND meter = 'output'": {
+        "nothing is kept of a request that is not there",
         "roll-ups are the sum of the usage events",
         "every answer has one set of usage events, of its own prompt",
         "the tokens of a batch are the sum of its usage events",

@@ -1,0 +1,178 @@
+"""Retention: drops the partitions of months that are no longer kept, and remembers what they came to.
+
+A month goes when it is older than the setting says, its batches have all ended, and what was used is on final invoices:
+then rated lines, usage events, results and requests are dropped, in that order, in one transaction. Roll-ups, the
+ledger, invoices and the batches themselves stay, with what the dropped rows came to, so that every sum still adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, Engine, text
+
+from pipeline.settings import get_settings
+from pipeline.tables.partitions import PARTITIONED_TABLES
+from pipeline.tables.session import connection, get_engine
+from pipeline.tables.short_locks import change_with_short_locks
+
+#: The partitions of what was there before requests carried their month; emptied, and never dropped.
+BEFORE: Final = "before"
+
+#: Of the advisory lock, so that one drops at a time.
+_LOCK_CLASS: Final = 8
+
+_MONTHS: Final = text("""
+    SELECT name FROM (
+        SELECT substr(c.relname, length('requests_') + 1) AS name
+        FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid WHERE i.inhparent = 'requests'::regclass
+    ) months
+    WHERE (name = 'before' OR name < to_char(now() AT TIME ZONE 'UTC' - make_interval(months => :kept), 'YYYY_MM'))
+      AND NOT EXISTS (SELECT FROM dropped_months d WHERE d.name = months.name)
+    ORDER BY name <> 'before', name
+""")
+
+# `{name}` is of `_MONTHS` and nobody else's, here and below.
+_COUNT: Final = "SELECT count(*) FROM partitions.requests_{name}"
+_YOUNG: Final = """
+    SELECT count(*) FROM batches b
+    WHERE b.id IN (SELECT DISTINCT batch_id FROM partitions.requests_{name})
+      AND coalesce(b.in_progress_at, b.created_at)
+        >= (date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => :kept)) AT TIME ZONE 'UTC'
+"""
+_OPEN: Final = """
+    SELECT count(*) FROM batches b
+    WHERE b.id IN (SELECT DISTINCT batch_id FROM partitions.requests_{name})
+      AND b.status NOT IN ('completed', 'failed', 'expired', 'cancelled')
+"""
+_UNBILLED: Final = """
+    SELECT t.name AS tenant, to_char(used.month, 'YYYY-MM') AS month
+    FROM (
+        SELECT DISTINCT u.tenant_id, l.currency,
+               CAST(date_trunc('month', u.occurred_at, 'UTC') AT TIME ZONE 'UTC' AS date) AS month
+        FROM partitions.usage_events_{name} u
+        LEFT JOIN partitions.rated_lines_{name} l ON l.request_id = u.request_id AND l.meter = u.meter
+    ) used
+    JOIN tenants t ON t.id = used.tenant_id
+    WHERE NOT EXISTS (
+        SELECT FROM invoices i
+        WHERE i.tenant_id = used.tenant_id AND i.month_start = used.month AND i.currency = used.currency
+          AND i.status = 'final'
+    )
+    GROUP BY t.name, used.month ORDER BY used.month, t.name LIMIT 5
+"""
+
+_REMEMBER: Final = (
+    "INSERT INTO dropped_months (name, num_requests) SELECT '{name}', count(*) FROM partitions.requests_{name}",
+    """
+    INSERT INTO dropped_batches (batch_id, month)
+    SELECT DISTINCT batch_id, '{name}' FROM partitions.requests_{name} ON CONFLICT DO NOTHING
+    """,
+    """
+    INSERT INTO archived_usage (starts_at, tenant_id, project_id, api_key_id, model, service_class, meter, currency,
+                                num_events, quantity, engine_ms, amount)
+    SELECT date_trunc('hour', u.occurred_at, 'UTC'), u.tenant_id, coalesce(u.project_id, 'proj_' || md5(u.tenant_id)),
+           u.api_key_id, u.model, u.service_class, u.meter, coalesce(l.currency, ''), count(*), sum(u.quantity),
+           sum(u.engine_ms), coalesce(sum(l.amount), 0)
+    FROM partitions.usage_events_{name} u
+    LEFT JOIN partitions.rated_lines_{name} l ON l.request_id = u.request_id AND l.meter = u.meter AND NOT EXISTS (
+        SELECT FROM partitions.rated_lines_{name} n
+        WHERE n.request_id = l.request_id AND n.meter = l.meter AND n.revision > l.revision
+    )
+    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
+    ON CONFLICT ON CONSTRAINT pk_archived_usage DO UPDATE
+    SET num_events = archived_usage.num_events + excluded.num_events,
+        quantity = archived_usage.quantity + excluded.quantity,
+        engine_ms = archived_usage.engine_ms + excluded.engine_ms, amount = archived_usage.amount + excluded.amount
+    """,
+    # What a revision added to the ledger is the difference to the one before it.
+    """
+    INSERT INTO archived_ledger_lines (ledger_transaction_id, amount)
+    SELECT l.ledger_transaction_id, sum(l.amount - coalesce(o.amount, 0))
+    FROM partitions.rated_lines_{name} l LEFT JOIN partitions.rated_lines_{name} o
+        ON o.request_id = l.request_id AND o.meter = l.meter AND o.revision = l.revision - 1
+    GROUP BY l.ledger_transaction_id
+    ON CONFLICT (ledger_transaction_id) DO UPDATE SET amount = archived_ledger_lines.amount + excluded.amount
+    """,
+    """
+    DELETE FROM attempts a USING slices s, dropped_batches d
+    WHERE d.month = '{name}' AND s.batch_id = d.batch_id AND a.slice_id = s.id
+    """,
+    "DELETE FROM slices s USING dropped_batches d WHERE d.month = '{name}' AND s.batch_id = d.batch_id",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OldMonth:
+    """A month that is no longer to be kept."""
+
+    #: `2026_11`, or `before`.
+    name: str
+    num_requests: int
+    #: What keeps it nonetheless; None: nothing.
+    kept_because: str | None
+
+
+def old_months(engine: Engine | None = None, *, months: int | None = None) -> list[OldMonth]:
+    """Months before the last `months` full ones (None: as the setting says), the oldest first, and what keeps them."""
+    kept = get_settings().retention_months if months is None else months
+    if kept is None:
+        return []
+    with connection(engine) as conn:
+        conn.execute(text("SET LOCAL statement_timeout = 0"))
+        found = []
+        for name in conn.scalars(_MONTHS, {"kept": kept}).all():
+            num_requests = int(conn.scalar(text(_COUNT.format(name=name))) or 0)
+            if name == BEFORE and num_requests == 0:
+                continue
+            found.append(OldMonth(name, num_requests, _what_keeps(conn, name, kept)))
+        return found
+
+
+def _what_keeps(conn: Connection, name: str, kept: int) -> str | None:
+    if name == BEFORE and (num := conn.scalar(text(_YOUNG.format(name=name)), {"kept": kept})):
+        return f"{num} of its batches are younger"
+    if num := conn.scalar(text(_OPEN.format(name=name))):
+        return f"{num} of its batches have not ended"
+    if unbilled := conn.execute(text(_UNBILLED.format(name=name))).all():
+        named = ", ".join(f"{row.tenant} in {row.month}" for row in unbilled)
+        return f"no final invoice has what was used by {named}"
+    return None
+
+
+def drop_old_months(engine: Engine | None = None, *, months: int | None = None) -> list[OldMonth]:
+    """Drop the months that nothing keeps; returns all that are old. Safe if two do it at once."""
+    engine = engine or get_engine()
+    found = old_months(engine, months=months)
+    for month in found:
+        if month.kept_because is None:
+            _drop(engine, month.name)
+    return found
+
+
+def _drop(engine: Engine, name: str) -> None:
+    with engine.connect() as conn:
+        conn.detach()  # its limits are its own, and it is closed afterwards
+        change_with_short_locks(conn, lambda: _drop_in_one_transaction(conn, name))
+
+
+def _drop_in_one_transaction(conn: Connection, name: str) -> None:
+    conn.execute(text("SELECT pg_advisory_xact_lock(:lock, 0)"), {"lock": _LOCK_CLASS})
+    if conn.scalar(text("SELECT count(*) FROM dropped_months WHERE name = :name"), {"name": name}):
+        conn.rollback()
+        return
+    for statement in (*_REMEMBER, *_removal(name)):
+        conn.execute(text(statement.format(name=name)))
+    conn.commit()
+
+
+def _removal(name: str) -> Sequence[str]:
+    if name == BEFORE:
+        return [f"TRUNCATE {', '.join(f'partitions.{table}_before' for table in PARTITIONED_TABLES)}"]
+    return [
+        # In the order in which they are written, so that who writes and who drops do not wait for each other.
+        f"LOCK TABLE {', '.join(reversed(PARTITIONED_TABLES))} IN ACCESS EXCLUSIVE MODE",
+        *(f"DROP TABLE partitions.{table}_{name}" for table in PARTITIONED_TABLES),
+    ]

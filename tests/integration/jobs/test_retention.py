@@ -1,0 +1,165 @@
+"""Months that are no longer kept are dropped, and every sum still adds up."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import pytest
+from running_gateways import error_of, new_tenant, serve
+from seeds import sql
+from sqlalchemy import Engine
+from submitting import Bench
+from typer.testing import CliRunner
+
+from pipeline.billing.rollups import rebuild
+from pipeline.cli import app
+from pipeline.jobs.audit import audit
+from pipeline.jobs.finalizing import finalize
+from pipeline.jobs.retention import OldMonth, drop_old_months, old_months
+from pipeline.jobs.upkeep import keep_up
+from pipeline.settings import get_settings
+from pipeline.tables.partitions import PARTITIONED_TABLES
+
+MONTHS_AGO = 20
+
+
+def age(database: Engine) -> str:
+    """Have everything that is there be of 20 months ago; returns that month."""
+    sql(database, "SELECT make_request_partitions(request_month(now()) - :n)", n=MONTHS_AGO)
+    for table in PARTITIONED_TABLES:
+        column = "id" if table == "requests" else "request_id"
+        sql(database, f"UPDATE {table} SET {column} = {column} - (CAST(:n AS bigint) << 40)", n=MONTHS_AGO)
+    for column in ("created_at", "in_progress_at"):
+        sql(database, f"UPDATE batches SET {column} = {column} - make_interval(months => :n)", n=MONTHS_AGO)
+    sql(database, "UPDATE usage_events SET occurred_at = occurred_at - make_interval(months => :n)", n=MONTHS_AGO)
+    rebuild(database)
+    [[name]] = sql(
+        database, "SELECT to_char(now() AT TIME ZONE 'UTC' - make_interval(months => :n), 'YYYY_MM')", n=MONTHS_AGO
+    )
+    return str(name)
+
+
+def bill(database: Engine) -> None:
+    """A final invoice for each month in which something was used."""
+    sql(
+        database,
+        "INSERT INTO invoices (id, tenant_id, currency, month_start, status, number, customer, supplier, issued_at,"
+        " exact, total)"
+        " SELECT DISTINCT 'inv_' || tenant_id, tenant_id, 'USD', CAST(date_trunc('month', occurred_at, 'UTC') AS date),"
+        " 'final', 'INV-1', CAST('{}' AS jsonb), CAST('{}' AS jsonb), now(), 0, 0 FROM usage_events",
+    )
+
+
+@pytest.fixture
+def ended(bench: Bench) -> tuple[Bench, str]:
+    """A batch that has ended; its id."""
+    batch_id = bench.run()
+    bench.answer(bench.claim())
+    finalize(batch_id, bench.engine)
+    sql(bench.engine, "DELETE FROM outbox")
+    return bench, batch_id
+
+
+def num_rows(database: Engine) -> list[int]:
+    return [sql(database, f"SELECT count(*) FROM {table}")[0][0] for table in PARTITIONED_TABLES]
+
+
+def test_without_a_setting_everything_is_kept(ended: tuple[Bench, str]) -> None:
+    age(ended[0].engine)
+    assert drop_old_months(ended[0].engine) == []
+    assert num_rows(ended[0].engine) == [9, 9, 3, 3]
+
+
+def test_what_is_not_old_enough_is_kept(ended: tuple[Bench, str]) -> None:
+    age(ended[0].engine)
+    bill(ended[0].engine)
+    assert old_months(ended[0].engine, months=MONTHS_AGO) == []
+    assert [month.kept_because for month in old_months(ended[0].engine, months=MONTHS_AGO - 1)] == [None]
+
+
+def test_a_month_is_dropped_when_nothing_keeps_it_and_all_sums_still_hold(ended: tuple[Bench, str]) -> None:
+    database = ended[0].engine
+    name = age(database)
+    rollups = "SELECT * FROM usage_rollups ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
+    before = sql(database, rollups)
+
+    [kept] = drop_old_months(database, months=12)
+    assert kept == OldMonth(name, 3, f"no final invoice has what was used by acme in {name.replace('_', '-')}")
+    assert num_rows(database) == [9, 9, 3, 3]
+
+    bill(database)
+    assert drop_old_months(database, months=12) == [OldMonth(name, 3, None)]
+    assert num_rows(database) == [0, 0, 0, 0]
+    assert sql(database, "SELECT to_regclass('partitions.requests_' || :name)", name=name) == [(None,)]
+    assert [found for found in audit(database, at_rest=True).findings if found.violations] == []
+    assert sql(database, rollups) == before
+    assert rebuild(database).num_corrected == 0
+    assert drop_old_months(database, months=12) == []
+
+
+def test_a_batch_that_has_not_ended_keeps_its_month(bench: Bench) -> None:
+    bench.run()
+    age(bench.engine)
+    [month] = drop_old_months(bench.engine, months=12)
+    assert month.kept_because == "1 of its batches have not ended"
+
+
+def test_what_was_there_before_requests_carried_their_month_is_emptied(ended: tuple[Bench, str]) -> None:
+    database = ended[0].engine
+    age(database)
+    for table in PARTITIONED_TABLES:
+        column = "id" if table == "requests" else "request_id"
+        sql(database, f"UPDATE {table} SET {column} = {column} & ((1::bigint << 40) - 1)".replace("::", "\\:\\:"))
+    bill(database)
+    found = drop_old_months(database, months=12)
+    assert [(month.name, month.kept_because) for month in found] == [("before", None), (found[1].name, None)]
+    assert num_rows(database) == [0, 0, 0, 0]
+    assert [found for found in audit(database).findings if found.violations] == []
+
+
+def test_files_of_a_dropped_batch_say_that_they_are_no_longer_kept(ended: tuple[Bench, str]) -> None:
+    bench, batch_id = ended
+    age(bench.engine)
+    bill(bench.engine)
+    drop_old_months(bench.engine, months=12)
+    with serve() as address:
+        tenant = new_tenant(address, "acme")
+        batch = tenant.client.batches.retrieve(batch_id)
+        assert batch.request_counts is not None
+        assert (batch.status, batch.request_counts.completed) == ("completed", 3)
+        response: httpx2.Response = tenant.http.get(f"/v1/files/{batch.output_file_id}/content")
+        tenant.client.close()
+        tenant.http.close()
+    assert response.status_code == 410
+    assert error_of(response)["code"] == "file_dropped"
+
+
+def test_the_command_says_what_it_would_drop_and_drops_it(ended: tuple[Bench, str]) -> None:
+    def run(*options: str) -> list[dict[str, object]]:
+        result = CliRunner().invoke(app, ["retention", "run", "--months", "12", "--json", *options])
+        assert result.exit_code == 0, result.exception
+        records: list[dict[str, object]] = json.loads(result.stdout)
+        return records
+
+    name = age(ended[0].engine)
+    bill(ended[0].engine)
+    assert run("--dry-run") == [{"month": name.replace("_", "-"), "requests": 3, "result": "to be dropped"}]
+    assert num_rows(ended[0].engine) == [9, 9, 3, 3]
+    assert run() == [{"month": name.replace("_", "-"), "requests": 3, "result": "dropped"}]
+    assert run() == []
+    assert CliRunner().invoke(app, ["retention", "run"]).exit_code == 1
+
+
+def test_the_daily_upkeep_does_all_of_it(ended: tuple[Bench, str], settings_env: pytest.MonkeyPatch) -> None:
+    database = ended[0].engine
+    age(database)
+    bill(database)
+    sql(database, "DELETE FROM usage_rollups WHERE starts_at > now() - interval '1 year'")
+    ended[0].run()
+    ended[0].answer(ended[0].claim())
+    sql(database, "DELETE FROM usage_rollups WHERE starts_at > now() - interval '1 year'")
+    settings_env.setenv("RYZANSTEIN_RETENTION_MONTHS", "12")
+    get_settings.cache_clear()
+    assert keep_up(database) == {"months_made": 0, "rollups_corrected": 6, "months_dropped": 1}
+    assert keep_up(database) == {"months_made": 0, "rollups_corrected": 0, "months_dropped": 0}
