@@ -18,6 +18,13 @@ from workers.backends.echo import EchoEngine
 #: What is broken by hand, and the invariants that see it; `:first` to `:third` are ids of requests. Triggers and
 #: foreign keys, which refuse some of it, are off.
 DAMAGE = {
+    "INSERT INTO invoices (id, tenant_id, currency, month_start, status, number, customer, supplier, issued_at, exact,"
+    " total) SELECT 'i', id, 'USD', '2026-01-01', 'final', 'INV-2026-000001', '{}', '{}', now(), 5, 5"
+    " FROM tenants LIMIT 1": {
+        "an issued invoice is the sum of its lines, and a line of what it is made of",
+        "the ledger has each invoice that counts as it is to be paid, and none that was taken back",
+    },
+    "INSERT INTO invoice_numbers VALUES (2026, 3)": {"numbers of invoices leave no gap in a year"},
     "UPDATE batches SET num_released_tokens = 1000": {
         "a batch frees no more of its tenant's limit than its requests that ended"
     },
