@@ -34,7 +34,7 @@ INVARIANTS: Final = (
                    count(*) FILTER (WHERE outcome <> 'succeeded') AS unsuccessful
             FROM requests r WHERE r.batch_id = b.id
         ) c ON true
-        WHERE b.status <> 'validating'
+        WHERE b.status <> 'validating' AND NOT EXISTS (SELECT FROM dropped_batches d WHERE d.batch_id = b.id)
           AND (b.num_requests, b.num_succeeded, b.num_unsuccessful) <> (c.requests, c.succeeded, c.unsuccessful)
         """,
     ),
@@ -128,7 +128,10 @@ INVARIANTS: Final = (
             WHERE e.transaction_id = t.id AND a.kind = 'receivable'
         ) e ON true
         LEFT JOIN (
-            SELECT ledger_transaction_id, sum(amount) AS amount FROM rated_lines GROUP BY 1
+            SELECT ledger_transaction_id, sum(amount) AS amount FROM (
+                SELECT ledger_transaction_id, amount FROM rated_lines
+                UNION ALL SELECT ledger_transaction_id, amount FROM archived_ledger_lines
+            ) lines GROUP BY 1
         ) l ON l.ledger_transaction_id = t.id
         LEFT JOIN credit_notes n ON n.ledger_transaction_id = t.id
         WHERE t.kind <> 'credit_spent' AND coalesce(l.amount, 0) - coalesce(n.amount, 0) <> e.amount
@@ -146,7 +149,8 @@ INVARIANTS: Final = (
                    sum(quantity) FILTER (WHERE meter = 'output') AS completion
             FROM usage_events GROUP BY batch_id
         ) c ON c.batch_id = b.id
-        WHERE (b.num_prompt_tokens, b.num_cached_tokens, b.num_completion_tokens)
+        WHERE NOT EXISTS (SELECT FROM dropped_batches d WHERE d.batch_id = b.id)
+          AND (b.num_prompt_tokens, b.num_cached_tokens, b.num_completion_tokens)
            <> (coalesce(c.prompt, 0), coalesce(c.cached, 0), coalesce(c.completion, 0))
         """,
     ),
@@ -204,6 +208,7 @@ INVARIANTS: Final = (
             GROUP BY batch_id
         ) r ON r.batch_id = b.id
         WHERE b.num_released_tokens > coalesce(r.num_tokens, 0)
+          AND NOT EXISTS (SELECT FROM dropped_batches d WHERE d.batch_id = b.id)
         """,
     ),
     Invariant(
@@ -211,6 +216,25 @@ INVARIANTS: Final = (
         """
         SELECT 'request ' || r.id, count(*) || ' parts, and its outcome is ' || r.outcome
         FROM partial_outputs p JOIN requests r ON r.id = p.request_id WHERE r.outcome IS NOT NULL GROUP BY r.id
+        """,
+    ),
+    # The tables that are partitioned have no foreign keys.
+    Invariant(
+        "nothing is kept of a request that is not there",
+        """
+        SELECT 'result of request ' || a.request_id, 'there is no such request'
+        FROM results a LEFT JOIN requests r ON r.id = a.request_id WHERE r.id IS NULL
+        UNION ALL
+        SELECT 'usage event of request ' || u.request_id, 'there is no result'
+        FROM usage_events u LEFT JOIN results a ON a.request_id = u.request_id WHERE a.request_id IS NULL
+        UNION ALL
+        SELECT 'rated line of request ' || l.request_id, 'there is no usage event of ' || l.meter
+        FROM rated_lines l LEFT JOIN usage_events u ON u.request_id = l.request_id AND u.meter = l.meter
+        WHERE u.request_id IS NULL
+        UNION ALL
+        SELECT 'rated line of request ' || l.request_id, 'there is no card or no ledger transaction of it'
+        FROM rated_lines l LEFT JOIN ledger_transactions t ON t.id = l.ledger_transaction_id
+        LEFT JOIN rate_cards k ON k.id = l.rate_card_id WHERE t.id IS NULL OR k.id IS NULL
         """,
     ),
     Invariant(
@@ -250,7 +274,8 @@ INVARIANTS: Final = (
                 ON l.request_id = e.request_id AND l.meter = e.meter AND l.revision = 1
             WHERE e.batch_id = g.batch_id AND l.currency = g.currency
         ) l
-        WHERE g.batch_id IS NOT NULL AND (u.spent <> l.amount OR u.spent + u.held > g.amount)
+        WHERE g.batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM dropped_batches d WHERE d.batch_id = g.batch_id)
+          AND (u.spent <> l.amount OR u.spent + u.held > g.amount)
         """,
     ),
     Invariant(
