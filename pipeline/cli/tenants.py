@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from pipeline.cli import limits
+from pipeline.cli import erasing, limits
 from pipeline.cli.connecting import DATA_DIR, JSON, TENANT, find_tenant_id, open_database
 
 _OWNER = typer.Option("default", "--tenant", help="Whose project.")
@@ -16,6 +16,7 @@ _OWNER = typer.Option("default", "--tenant", help="Whose project.")
 def register(app: typer.Typer) -> None:
     tenants = typer.Typer(help="Tenants, and what is kept of them.", no_args_is_help=True)
     tenants.command("list")(list_all)
+    erasing.register(tenants)
     app.add_typer(tenants, name="tenants")
     projects = typer.Typer(help="Projects of tenants.", no_args_is_help=True)
     projects.command("create")(create)

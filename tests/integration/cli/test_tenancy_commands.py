@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from click.testing import Result
@@ -136,3 +138,30 @@ def test_limits_are_set_and_listed(database: Engine) -> None:
     assert "Give at least one limit" in mistake("limits", "set", "acme")
     assert "Give at least one limit" in mistake("limits", "set", "acme", "--model", "m", "--tokens-per-minute", "1")
     assert "is '-1': give a number" in mistake("limits", "set", "acme", "--enqueued-tokens=-1")
+
+
+def test_a_tenant_is_erased_when_its_name_is_given_twice(
+    database: Engine, redis_url: str, set_before_start: Callable[[str, object], None], tmp_path: Path
+) -> None:
+    set_before_start("SIGNING_KEY_FILE", tmp_path / "key.pem")
+    key = printed("keys", "create", "--tenant", "acme")["key"]
+    assert "--confirm is 'acne'" in mistake("tenants", "erase", "acme", "--confirm", "acne")
+    assert who(key).tenant_id
+
+    done = run("tenants", "erase", "acme", "--confirm", "acme")
+    assert done.exit_code == 0, done.exception
+    assert done.stdout.startswith("acme is erased: 0 answers, 0 batches, ")
+    [record] = printed("tenants", "erasures", "--tenant", "acme")
+    assert record["is_valid"]
+    assert json.loads(record["statement"])["tenant"] == "acme"
+    assert "valid" in run("tenants", "erasures").stdout
+    assert printed("tenants", "list")[0]["erased_at"]
+    assert [entry["act"] for entry in printed("audit", "log", "--act", "tenant")][:2] == [
+        "tenant.erase",
+        "tenant.erase_begun",
+    ]
+    sql(database, "ALTER TABLE erasures DISABLE TRIGGER ALL")
+    sql(database, "UPDATE erasures SET statement = replace(statement, 'acme', 'other')")
+    changed = run("tenants", "erasures")
+    assert changed.exit_code == 1
+    assert "NOT VALID" in changed.stdout
