@@ -30,8 +30,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Runs a real batch on this machine, from upload to bill
 	@exec $(BIN)/python -m examples.invoices.demo $(DEMO_FLAGS)
 
+# Two at a time, each file in one process: half of the tests wait for processes that they have killed.
+TEST_PROCESSES ?= 2
 test: $(STAMP)  ## Runs every test
-	@exec $(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+	@exec $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
 SOAK_SECONDS ?= 600
 soak: $(STAMP)  ## Breaks a running stack at random for SOAK_SECONDS, by a seed that it prints

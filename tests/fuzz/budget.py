@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,14 +14,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 TOTAL_SECONDS = float(os.environ.get("FUZZ_SECONDS") or 60)
-SEED = int(os.environ.get("FUZZ_SEED") or secrets.randbelow(2**32))
+#: The same in every process of a run.
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex(16)
+SEED = int(os.environ.get("FUZZ_SEED") or zlib.crc32(_RUN.encode()))
 #: Of the whole; each is for the file `test_fuzz_NAME.py`.
 SHARES = {"lines": 0.25, "coverage": 0.2, "routes": 0.15, "bytes": 0.1, "checkpoints": 0.2, "templates": 0.1}
 #: Inputs between two looks at the clock.
 _ROUND = 40
-
-#: Those that were used in this run.
-budgets: list[Budget] = []
 
 
 class Budget:
@@ -31,8 +31,10 @@ class Budget:
         self.seconds = SHARES[name] * TOTAL_SECONDS
         self.num_inputs = 0
         self._began = self._ended = 0.0
-        budgets.append(self)
         print(f"FUZZ_SEED={SEED}, {self.seconds:g} s")
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.num_inputs} inputs in {self.seconds_used:.0f} s"
 
     @property
     def seconds_used(self) -> float:

@@ -7,15 +7,21 @@ from pathlib import Path
 
 import pytest
 import structlog
-from budget import SEED, TOTAL_SECONDS, Budget, budgets
+from budget import TOTAL_SECONDS, Budget
 from served_gateways import Served, serve_something
 from sqlalchemy import Engine
 
+#: Of a test's report, what a fuzzer has done.
+_PROPERTY = "fuzz"
+
 
 @pytest.fixture
-def budget(request: pytest.FixtureRequest) -> Budget:
+def budget(request: pytest.FixtureRequest) -> Iterator[Budget]:
     """Of the test's own share."""
-    return Budget(Path(str(request.node.path)).stem.removeprefix("test_fuzz_"))
+    budget = Budget(Path(str(request.node.path)).stem.removeprefix("test_fuzz_"))
+    yield budget
+    # With the report, since the test may run in another process than the one that shows the summary.
+    request.node.user_properties.append((_PROPERTY, str(budget)))
 
 
 @pytest.fixture
@@ -38,8 +44,10 @@ def served(database: Engine, redis_url: str, tmp_path: Path, quiet_log: Path) ->
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not budgets:
-        return
-    terminalreporter.write_line(f"fuzz: FUZZ_SEED={SEED} FUZZ_SECONDS={TOTAL_SECONDS:g}")
-    for done in budgets:
-        terminalreporter.write_line(f"fuzz: {done.name}: {done.num_inputs} inputs in {done.seconds_used:.0f} s")
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    properties = [pair for report in reports for pair in getattr(report, "user_properties", ())]
+    done = sorted({value for name, value in properties if name == _PROPERTY})
+    if done:
+        terminalreporter.write_line(f"fuzz: FUZZ_SECONDS={TOTAL_SECONDS:g}; a test that fails shows its FUZZ_SEED")
+    for line in done:
+        terminalreporter.write_line(f"fuzz: {line}")
