@@ -20,7 +20,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from pipeline.billing.currencies import round_to_minor, rounding_of
 from pipeline.billing.rating import exact_sum
 from pipeline.errors import UserError
-from pipeline.tables import ApiKey, Meter, RateCard, RatedLine, Tenant, UsageEvent
+from pipeline.tables import ApiKey, Meter, Pricing, Rate, RateCard, RatedLine, Tenant, UsageEvent
 
 
 class UnratedUsageError(UserError):
@@ -96,13 +96,16 @@ class UsageLine:
 
 @dataclass(frozen=True, kw_only=True)
 class BillLine:
-    """What the requests of a group cost by one rate card. Prices are of 1,000,000 tokens; amounts are exact."""
+    """What the requests of a group cost by one rate card. Prices are of 1,000,000 tokens; amounts are exact.
+
+    A price is None where it depends on what was used.
+    """
 
     group: Group
     num_requests: int
-    input_price: Decimal
-    cached_input_price: Decimal
-    output_price: Decimal
+    input_price: Decimal | None
+    cached_input_price: Decimal | None
+    output_price: Decimal | None
     batch_discount: Decimal
     num_input_uncached_tokens: int
     num_input_cached_tokens: int
@@ -181,9 +184,9 @@ def bills(session: Session, month: Month, *, tenant_id: str | None = None, by: S
         select(
             *keys.values(),
             RatedLine.currency,
-            RateCard.input_price,
-            RateCard.cached_input_price,
-            RateCard.output_price,
+            _price(Meter.INPUT_UNCACHED, "input_price"),
+            _price(Meter.INPUT_CACHED, "cached_input_price"),
+            _price(Meter.OUTPUT, "output_price"),
             RateCard.batch_discount,
             _count_requests(RatedLine.meter),
             *(_tokens(RatedLine.meter, RatedLine.quantity, meter) for meter in Meter),
@@ -245,6 +248,22 @@ def _tokens(
     meter: InstrumentedAttribute[Meter], quantity: InstrumentedAttribute[int], wanted: Meter
 ) -> ColumnElement[int]:
     return func.coalesce(func.sum(quantity).filter(meter == wanted), 0).label(f"{wanted}_tokens")
+
+
+def _price(meter: Meter, name: str) -> ColumnElement[Decimal | None]:
+    """Of the line's card and model, where one price holds for all tokens."""
+    return (
+        select(Rate.unit_price)
+        .where(
+            Rate.rate_card_id == RateCard.id,
+            Rate.model == UsageEvent.model,
+            Rate.meter == meter,
+            Rate.pricing == Pricing.FLAT,
+            Rate.minimum == 0,
+        )
+        .scalar_subquery()
+        .label(name)
+    )
 
 
 def _amount(wanted: Meter) -> ColumnElement[Decimal]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.billing.currencies import decimal_text, exact_text
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from pipeline.billing.reports import Bill, BillLine, Group, UsageLine
 
 
@@ -69,22 +71,29 @@ def bill_record(bill: Bill) -> dict[str, Any]:
 
 
 def bill_line_record(line: BillLine, currency: str) -> dict[str, Any]:
-    """Prices are of 1,000,000 tokens, before the discount; amounts are after it."""
+    """Prices are of 1,000,000 tokens, before discount and multipliers; amounts are after them.
+
+    A price is None where it depends on what was used.
+    """
     return {
         **_group_record(line.group),
         "requests": line.num_requests,
         "input_uncached_tokens": line.num_input_uncached_tokens,
         "input_cached_tokens": line.num_input_cached_tokens,
         "output_tokens": line.num_output_tokens,
-        "input_price": exact_text(line.input_price, currency),
-        "cached_input_price": exact_text(line.cached_input_price, currency),
-        "output_price": exact_text(line.output_price, currency),
+        "input_price": _price(line.input_price, currency),
+        "cached_input_price": _price(line.cached_input_price, currency),
+        "output_price": _price(line.output_price, currency),
         "batch_discount": decimal_text(line.batch_discount),
         "input_uncached_amount": exact_text(line.input_uncached_amount, currency),
         "input_cached_amount": exact_text(line.input_cached_amount, currency),
         "output_amount": exact_text(line.output_amount, currency),
         "amount": exact_text(line.amount, currency),
     }
+
+
+def _price(price: Decimal | None, currency: str) -> str | None:
+    return None if price is None else exact_text(price, currency)
 
 
 def bill_rows(bill: Bill) -> list[dict[str, Any]]:
