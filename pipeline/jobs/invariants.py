@@ -99,14 +99,54 @@ INVARIANTS: Final = (
         WHERE l.request_id IS NULL OR l.quantity <> u.quantity
         """,
     ),
+    # Of tiers and packages, `ryzanstein bill audit` rates each line again.
     Invariant(
         "every rated line is its quantity at the price of its card",
         """
         SELECT 'request ' || l.request_id, format('%s: %s of %s at %s', l.meter, l.amount, l.quantity, l.unit_price)
         FROM rated_lines l JOIN rate_cards c ON c.id = l.rate_card_id
-        WHERE l.amount <> l.quantity * l.unit_price / 1000000 * (1 - c.batch_discount) OR l.currency <> c.currency
-           OR l.unit_price <> CASE l.meter WHEN 'output' THEN c.output_price
-                                           WHEN 'input_cached' THEN c.cached_input_price ELSE c.input_price END
+        JOIN usage_events u ON u.request_id = l.request_id AND u.meter = l.meter
+        LEFT JOIN rates r ON r.rate_card_id = c.id AND r.model = u.model AND r.meter = l.meter
+        WHERE r.pricing IS NULL OR l.currency <> c.currency OR l.unit_price IS DISTINCT FROM r.unit_price
+           OR r.pricing = 'flat' AND r.minimum = 0 AND l.amount <> l.quantity * l.unit_price / 1000000
+              * (1 - c.batch_discount) * CASE u.service_class WHEN 'priority' THEN c.priority_multiplier
+                                                              WHEN 'flex' THEN c.flex_multiplier ELSE 1 END
+        """,
+    ),
+    Invariant(
+        "what was used before a rated line is what its rate had rated by then",
+        """
+        SELECT 'request ' || request_id, format('%s: %s before it, and %s were rated', meter, quantity_before, before)
+        FROM (
+            SELECT l.request_id, l.meter, l.quantity_before, coalesce(sum(l.quantity) OVER (
+                PARTITION BY u.tenant_id, date_trunc('month', u.occurred_at, 'UTC'), l.rate_card_id, u.model, l.meter,
+                             u.service_class
+                ORDER BY l.quantity_before, l.quantity ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ), 0) AS before
+            FROM rated_lines l JOIN usage_events u ON u.request_id = l.request_id AND u.meter = l.meter
+            JOIN rates r ON r.rate_card_id = l.rate_card_id AND r.model = u.model AND r.meter = l.meter
+            WHERE (r.pricing <> 'flat' OR r.minimum > 0) AND NOT EXISTS (
+                SELECT FROM dropped_months d WHERE d.dropped_at >= u.occurred_at
+            )
+        ) AS counted WHERE quantity_before <> before
+        """,
+    ),
+    Invariant(
+        "a published rate card is what was published",
+        """
+        SELECT format('version %s of plan %s', version, plan), 'its content has another hash'
+        FROM rate_cards
+        WHERE published_at IS NOT NULL AND sha256 IS DISTINCT FROM sha256(convert_to(rate_card_content(id), 'UTF8'))
+        """,
+    ),
+    Invariant(
+        "what an attempt threw away has its causes",
+        """
+        SELECT format('attempt %s at slice %s', a.lease_epoch, a.slice_id),
+               format('counts %s wasted tokens; the causes have %s', a.num_wasted_tokens, sum(w.num_tokens))
+        FROM attempts a JOIN waste w ON w.slice_id = a.slice_id AND w.lease_epoch = a.lease_epoch
+        WHERE w.cause <> 'recomputed'
+        GROUP BY a.slice_id, a.lease_epoch, a.num_wasted_tokens HAVING sum(w.num_tokens) <> a.num_wasted_tokens
         """,
     ),
     Invariant(
@@ -129,7 +169,9 @@ INVARIANTS: Final = (
         ) e ON true
         LEFT JOIN (
             SELECT ledger_transaction_id, sum(amount) AS amount FROM (
-                SELECT ledger_transaction_id, amount FROM rated_lines
+                SELECT l.ledger_transaction_id, l.amount - coalesce(o.amount, 0) AS amount
+                FROM rated_lines l LEFT JOIN rated_lines o
+                    ON o.request_id = l.request_id AND o.meter = l.meter AND o.revision = l.revision - 1
                 UNION ALL SELECT ledger_transaction_id, amount FROM archived_ledger_lines
             ) lines GROUP BY 1
         ) l ON l.ledger_transaction_id = t.id

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
 from psycopg import Cursor
 from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
 
 from pipeline.tables.rates import WasteCause
 
@@ -78,3 +80,36 @@ def record_lost(conn: Connection, wasted: Sequence[tuple[ClaimedSlice, WastePart
         add_waste_of(conn, claimed, [part])
         values = {"num_tokens": thrown_away([part]), "slice_id": claimed.id, "epoch": claimed.lease_epoch}
         conn.execute(_COUNT_LOST, values)
+
+
+@dataclass(frozen=True, slots=True)
+class WasteLine:
+    """What came to nothing for a tenant and model by one cause."""
+
+    tenant: str
+    model: str
+    cause: WasteCause
+    num_tokens: int
+    #: As far as it is known.
+    engine_ms: int
+
+
+_REPORT: Final = text("""
+    SELECT t.name AS tenant, w.model, w.cause, sum(w.num_tokens)::bigint AS num_tokens,
+           coalesce(sum(w.engine_ms), 0)::bigint AS engine_ms
+    FROM waste w JOIN tenants t ON t.id = w.tenant_id
+    WHERE w.created_at >= :starts_at AND w.created_at < :ends_at
+      AND (CAST(:tenant_id AS text) IS NULL OR w.tenant_id = :tenant_id)
+    GROUP BY t.name, w.model, w.cause ORDER BY t.name, w.model, w.cause
+""")
+
+
+def waste_report(
+    session: Session, starts_at: datetime, ends_at: datetime, *, tenant_id: str | None = None
+) -> list[WasteLine]:
+    """The waste of a span by tenant, model and cause."""
+    values = {"starts_at": starts_at, "ends_at": ends_at, "tenant_id": tenant_id}
+    return [
+        WasteLine(row.tenant, row.model, WasteCause(row.cause), row.num_tokens, row.engine_ms)
+        for row in session.execute(_REPORT, values)
+    ]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from seeds import seed_tenant
+from answered import answer_requests, usage
+from seeds import seed_batch, seed_tenant, sql
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import UserError
+from pipeline.jobs.claiming import claim_slice, return_slice
+from pipeline.jobs.waste import WastePart
+from pipeline.tables import WasteCause
 
 CARD = """
 plan: gold
@@ -78,3 +83,38 @@ def test_a_tenant_is_given_a_contract_and_credit(database: Engine, tmp_path: Pat
         assert "acme" in run(command, "list")
     with pytest.raises(UserError, match="--expires is 'soon'"):
         run("credits", "grant", "acme", "1", "--reason", "x", "--expires", "soon")
+
+
+def test_a_month_is_rated_again_from_the_command_line(database: Engine, tmp_path: Path) -> None:
+    sql(database, "INSERT INTO served_models (name, path, context_length) VALUES ('tiny', '/', 2048)")
+    run("rates", "set", "tiny", "--input", "1000000", "--output", "2000000", "--discount", "0")
+    answer_requests(database, seed_tenant(database, "acme"), [usage(3, output=2)])
+    month = f"{datetime.now(UTC):%Y-%m}"
+    assert "SHA-256 of the lines" in run("bill", "rerate", "--month", month)
+    draft = tmp_path / "draft.yaml"
+    draft.write_text("plan: default\ncurrency: USD\nmodels: {tiny: {input: 1000000, output: 1000000}}")
+    shown = printed("bill", "rerate", "--month", month, "--card", str(draft))
+    [difference] = shown["differences"]
+    assert (difference["tenant"], difference["before"], difference["after"]) == ("acme", "7.00", "5.00")
+    assert (difference["difference"], shown["published"]) == ("-2.00", None)
+    assert "Nothing was written" in run("bill", "rerate", "--month", month, "--card", str(draft))
+    assert "Published as version 2" in run("bill", "rerate", "--month", month, "--card", str(draft), "--publish")
+    assert printed("bill", "--month", month)[0]["total"] == "5.00"
+    assert printed("bill", "audit")["drifts"] == []
+    assert "0 usage events were rated" in run("bill", "rate")
+
+
+def test_waste_is_listed_by_its_cause(database: Engine) -> None:
+    month = f"{datetime.now(UTC):%Y-%m}"
+    assert run("usage", "waste", "--month", month) == f"Nothing was wasted in {month}.\n"
+    tenant = seed_tenant(database, "acme")
+    seed_batch(database, tenant, [1])
+    with database.begin() as conn:
+        claimed = claim_slice(conn, model="tiny", group_id="group-0@test", lease_seconds=60)
+        assert claimed is not None
+        assert return_slice(conn, claimed, [WastePart(WasteCause.DRAIN, 1700, 50), WastePart(WasteCause.CRASH, 2)])
+    assert printed("usage", "waste", "--month", month, "--tenant", "acme") == [
+        {"tenant": "acme", "model": "tiny", "cause": "crash", "tokens": 2, "engine_ms": 0},
+        {"tenant": "acme", "model": "tiny", "cause": "drain", "tokens": 1700, "engine_ms": 50},
+    ]
+    assert "1,700" in run("usage", "waste", "--month", month)

@@ -101,6 +101,14 @@ DAMAGE = {
     "UPDATE results SET group_id = 'group-1@here' WHERE request_id = :first": {
         "every answer was recorded by the group of its attempt, before that ended"
     },
+    "UPDATE rates SET minimum = 1": {
+        "a published rate card is what was published",
+        "what was used before a rated line is what its rate had rated by then",
+    },
+    "INSERT INTO waste (slice_id, lease_epoch, batch_id, tenant_id, model, group_id, cause, num_tokens)"
+    " SELECT slice_id, lease_epoch, batch_id, '', '', '', 'crash', 1 FROM attempts WHERE slice_id = 1": {
+        "what an attempt threw away has its causes"
+    },
     "DELETE FROM attempts WHERE slice_id = 1": {"every answer was recorded by an attempt"},
     "INSERT INTO partial_outputs (request_id, position, num_tokens, data) VALUES (:first, 0, 4, 'x')": {
         "nothing is kept of an answer in parts once there is an outcome"
