@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.errors import UserError
 from pipeline.tables import Group, GroupState
+from pipeline.tenancy import audit_log
 
 
 class UnknownGroupError(UserError):
@@ -27,6 +28,7 @@ def want_drain(session: Session, name: str, *, is_wanted: bool) -> str:
     if len(ids) > 1:
         raise UnknownGroupError(f"{name!r} is more than one group; name one of {', '.join(ids)}.")
     session.execute(update(Group).where(Group.id == ids[0]).values(is_drain_wanted=is_wanted))
+    audit_log.record(session, act="group.drain" if is_wanted else "group.resume", object=ids[0])
     return ids[0]
 
 

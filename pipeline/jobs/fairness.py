@@ -27,6 +27,7 @@ from sqlalchemy.orm import Session
 from pipeline.errors import UserError
 from pipeline.settings import Settings, get_settings
 from pipeline.tables.fairness import TenantWeight
+from pipeline.tenancy import audit_log
 
 #: Weights that are taken; the column holds three decimals.
 _LEAST_WEIGHT: Final = Decimal("0.001")
@@ -172,6 +173,7 @@ def set_weight(session: Session, tenant_id: str, weight: Decimal) -> None:
         )
     row = insert(TenantWeight).values(tenant_id=tenant_id, weight=weight)
     session.execute(row.on_conflict_do_update(index_elements=["tenant_id"], set_={"weight": weight}))
+    audit_log.record(session, act="share.set", object=tenant_id, details={"weight": f"{weight:f}"})
 
 
 def weight_of(session: Session, tenant_id: str) -> Decimal:

@@ -17,6 +17,7 @@ from pipeline.settings import get_settings
 from pipeline.tables.partitions import PARTITIONED_TABLES
 from pipeline.tables.session import connection, get_engine
 from pipeline.tables.short_locks import change_with_short_locks
+from pipeline.tenancy import audit_log
 
 #: The partitions of what was there before requests carried their month; emptied, and never dropped.
 BEFORE: Final = "before"
@@ -165,6 +166,7 @@ def _drop_in_one_transaction(conn: Connection, name: str) -> None:
         return
     for statement in (*_REMEMBER, *_removal(name)):
         conn.execute(text(statement.format(name=name)))
+    audit_log.record(conn, act="month.drop", object=name)
     conn.commit()
 
 

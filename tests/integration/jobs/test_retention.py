@@ -91,6 +91,7 @@ def test_a_month_is_dropped_when_nothing_keeps_it_and_all_sums_still_hold(ended:
     bill(database)
     assert drop_old_months(database, months=12) == [OldMonth(name, 3, None)]
     assert num_rows(database) == [0, 0, 0, 0]
+    assert sql(database, "SELECT act, object FROM audit_log") == [("month.drop", name)]
     assert sql(database, "SELECT to_regclass('partitions.requests_' || :name)", name=name) == [(None,)]
     assert [found for found in audit(database, at_rest=True).findings if found.violations] == []
     assert sql(database, rollups) == before
