@@ -1,0 +1,239 @@
+"""How much of the speed of recording outcomes billing takes, and what each part of it takes.
+
+    python -m benchmarks.recording [--rounds 9] [--outcomes 64] [--answer-bytes 2000] [--months 12] [--groups 1]
+
+Records the outcomes of a batch in transactions of so many, on a PostgreSQL of its own with fsync. The rounds take
+turns: as it is, without billing (no metering, rating, ledger and roll-ups; answers, outcomes and counters are written
+as ever), and without one part of it each. Medians over the rounds; the ratio is that of outcomes per second.
+Writes `benchmarks/results/recording.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+import psutil
+import psycopg
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Engine
+
+from benchmarks.machine import describe_machine
+from pipeline.billing.rating import TokenUsage
+from pipeline.embedded import EmbeddedPostgres, new_password
+from pipeline.jobs.claiming import ClaimedSlice, claim_slice, load_requests
+from pipeline.jobs.recording import RequestOutcome, record_outcomes
+from pipeline.tables import OutcomeKind
+from pipeline.tables.migrating import migrate
+from pipeline.tables.session import make_engine
+
+RESULT: Final = Path(__file__).parent / "results" / "recording.json"
+#: Part of the speed without billing that is to be left with it.
+TARGET: Final = 0.85
+MODEL: Final = "tiny"
+
+#: What is left out in each kind of round: names in `pipeline.jobs.recording`, and what they return instead.
+KINDS: Final[dict[str, dict[str, Any]]] = {
+    "as it is": {},
+    "without billing": {"charge": [], "add_usage": None},
+    "without roll-ups": {"add_usage": None},
+    "without budgets": {"holds.settle": None, "holds.announce": None},
+    "without shares": {"settle": None},
+}
+
+_FILL: Final = """
+    INSERT INTO tenants (id, name) VALUES ('tenant_1', 'acme');
+    INSERT INTO api_keys (id, tenant_id, name, short_id, secret_hash) VALUES ('key_1', 'tenant_1', 'k', 's', '');
+    INSERT INTO files (id, tenant_id, filename, purpose, num_bytes, storage_key)
+        VALUES ('file_1', 'tenant_1', 'in.jsonl', 'batch', 1, 'file_1');
+    INSERT INTO served_models (name, path, context_length) VALUES ('tiny', '/models/tiny', 2048);
+    INSERT INTO rate_cards (model, currency, input_price, cached_input_price, output_price, batch_discount)
+        VALUES ('tiny', 'USD', 0.137, 0.061, 0.411, 0.333);
+"""
+_BATCH: Final = """
+    INSERT INTO batches (id, tenant_id, api_key_id, input_file_id, endpoint, completion_window, on_invalid, status,
+                         expires_at, in_progress_at, model, num_requests)
+        VALUES ('{batch}', 'tenant_1', 'key_1', 'file_1', '/v1/completions', '24h', 'fail', 'in_progress',
+                now() + interval '24 hours', now(), 'tiny', {requests});
+    INSERT INTO slices (batch_id, tenant_id, model, position, deadline, num_requests, num_tokens, status,
+                        num_unfinished)
+        VALUES ('{batch}', 'tenant_1', 'tiny', 0, now() + interval '24 hours', {requests}, {requests}, 'pending',
+                {requests});
+    INSERT INTO requests (batch_id, slice_id, line, custom_id, prompt_token_ids, num_prompt_tokens, params)
+        SELECT s.batch_id, s.id, r, 'request-' || r, '\\x0000000500000006', 2, '{{"max_tokens": 4}}'
+        FROM slices s, generate_series(1, {requests}) r WHERE s.batch_id = '{batch}';
+"""
+
+
+@dataclass
+class Results:
+    num_outcomes: int
+    answer_bytes: int
+    num_months: int
+    num_groups: int
+    machine: dict[str, Any] = field(default_factory=describe_machine)
+    #: Milliseconds of one transaction, by kind, one value per round.
+    milliseconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    #: Milliseconds of processor time of one transaction: of the group, and of PostgreSQL.
+    client_cpu: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    server_cpu: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+
+    def median(self, kind: str) -> float:
+        return statistics.median(self.milliseconds[kind])
+
+    @property
+    def ratio(self) -> float:
+        """Outcomes per second with billing, in those without; of rounds that follow each other."""
+        pairs = zip(self.milliseconds["without billing"], self.milliseconds["as it is"], strict=True)
+        return statistics.median(without / with_it for without, with_it in pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--outcomes", type=int, default=64, help="of one transaction")
+    parser.add_argument("--answer-bytes", type=int, default=2_000)
+    parser.add_argument("--months", type=int, default=12, help="with partitions, beside those to come")
+    parser.add_argument("--groups", type=int, default=1, help="that record at once")
+    options = parser.parse_args()
+    results = Results(options.outcomes, options.answer_bytes, options.months, options.groups)
+    with tempfile.TemporaryDirectory(prefix="ryzanstein-benchmark-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # started by root, PostgreSQL runs as a user of its own
+        server = EmbeddedPostgres(folder / "postgres", new_password(), folder / "postgres.log")
+        server.start()
+        try:
+            measure(server, results, options.rounds)
+        finally:
+            server.stop()
+    Console().print(table(results))
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({**asdict(results), "ratio": results.ratio}, indent=2) + "\n")
+
+
+def measure(server: EmbeddedPostgres, results: Results, num_rounds: int, num_transactions: int = 32) -> None:
+    """All rounds, on an empty server; one round of each kind warms up."""
+    migrate(server.url)
+    database = make_engine(server.url, pool_size=results.num_groups + 1)
+    _execute(server, _FILL)
+    for month in range(1, results.num_months + 1):
+        _execute(server, f"SELECT make_request_partitions(request_month(now()) - {month})")
+    for number in range(num_rounds + 1):
+        for place, (kind, left_out) in enumerate(KINDS.items()):
+            ids = [f"batch_{number}_{place}_{group}" for group in range(results.num_groups)]
+            work = [_claim(server, database, batch_id, results, num_transactions) for batch_id in ids]
+            with leaving_out(left_out):
+                took = _record(server, database, work, results.num_outcomes)
+            if number:
+                for series, value in zip(
+                    (results.milliseconds, results.client_cpu, results.server_cpu), took, strict=True
+                ):
+                    series[kind].append(value / num_transactions)
+    database.dispose()
+
+
+@contextmanager
+def leaving_out(names: dict[str, Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, returned in names.items():
+            stack.enter_context(mock.patch(f"pipeline.jobs.recording.{name}", _nothing(returned)))
+        yield
+
+
+def _nothing(returned: Any) -> Callable[..., Any]:
+    return lambda *_, **__: returned
+
+
+def _claim(
+    server: EmbeddedPostgres, database: Engine, batch_id: str, results: Results, num_transactions: int
+) -> list[RequestOutcome]:
+    """A batch whose only slice a group holds: its outcomes, as the group would record them."""
+    _execute(server, _BATCH.format(batch=batch_id, requests=num_transactions * results.num_outcomes))
+    with database.begin() as conn:
+        claimed = claim_slice(conn, model=MODEL, group_id=batch_id, lease_seconds=600)
+        assert claimed is not None
+        requests = load_requests(conn, claimed)
+    text = "word " * (results.answer_bytes // 5)
+    body = json.dumps({"id": "cmpl-1", "usage": {"completion_tokens": 200}, "choices": [{"text": text}]})
+    return [_outcome(request.id, request.custom_id, claimed, body) for request in requests]
+
+
+def _outcome(request_id: int, custom_id: str, claimed: ClaimedSlice, body: str) -> RequestOutcome:
+    return RequestOutcome(
+        request_id=request_id,
+        custom_id=custom_id,
+        claimed=claimed,
+        kind=OutcomeKind.SUCCEEDED,
+        body=body,
+        usage=TokenUsage(num_prompt_tokens=200, num_cached_tokens=80, num_completion_tokens=200, engine_ms=30),
+    )
+
+
+def _record(
+    server: EmbeddedPostgres, database: Engine, work: Sequence[list[RequestOutcome]], size: int
+) -> tuple[float, float, float]:
+    """Milliseconds: of the clock, of this process and of PostgreSQL's; of each group's part of it."""
+
+    def record(outcomes: list[RequestOutcome]) -> None:
+        for first in range(0, len(outcomes), size):
+            with database.begin() as conn:
+                record_outcomes(conn, outcomes[first : first + size])
+
+    with ThreadPoolExecutor(len(work)) as pool:
+        list(pool.map(lambda _: _ping(database), work))  # connections are there
+        server_before, client_before, began = _server_cpu(server), time.process_time(), time.perf_counter()
+        list(pool.map(record, work))
+        seconds = time.perf_counter() - began
+    client, serving = time.process_time() - client_before, _server_cpu(server) - server_before
+    return seconds * 1000, client * 1000 / len(work), serving * 1000 / len(work)
+
+
+def _ping(database: Engine) -> None:
+    with database.begin() as conn:
+        conn.exec_driver_sql("SELECT 1")
+
+
+def _server_cpu(server: EmbeddedPostgres) -> float:
+    assert server.process is not None
+    times = [child.cpu_times() for child in psutil.Process(server.process.pid).children()]
+    return sum(time.user + time.system for time in times)
+
+
+def _execute(server: EmbeddedPostgres, statements: str) -> None:
+    with psycopg.connect(server.url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as conn:
+        conn.execute(statements)
+
+
+def table(results: Results) -> Table:
+    title = (
+        f"{results.num_outcomes} outcomes of {results.answer_bytes} bytes in a transaction, {results.num_groups} "
+        f"groups, {results.num_months} months: {results.ratio:.2f} of the speed without billing (target {TARGET})"
+    )
+    shown = Table(title=title, title_justify="left")
+    for heading in ("", "ms", "ms of the group's processor", "ms of PostgreSQL's", "outcomes/s"):
+        shown.add_column(heading, justify="left" if not heading else "right")
+    for kind in KINDS:
+        milliseconds = results.median(kind)
+        shown.add_row(
+            kind,
+            f"{milliseconds:.2f}",
+            f"{statistics.median(results.client_cpu[kind]):.2f}",
+            f"{statistics.median(results.server_cpu[kind]):.2f}",
+            f"{results.num_groups * results.num_outcomes / milliseconds * 1000:,.0f}",
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    main()
