@@ -29,6 +29,12 @@ EXPIRED_MESSAGE: Final = "This request could not be executed before the completi
 _PIECE_LINES: Final = 1_000
 _PIECE_BYTES: Final = 2 * 1024**2
 
+# A piece is few rows of whatever is kept: they are looked up, and never found by reading all partitions of a table.
+_BY_KEY: Final = text("""
+    SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+           set_config('enable_mergejoin', 'off', true)
+""")
+
 # The sizes of the next lines come first, so that no more answers are read than a piece holds.
 _OUTPUT_SIZES: Final = text("""
     SELECT r.line, a.num_line_bytes FROM requests r JOIN results a ON a.request_id = r.id
@@ -103,6 +109,7 @@ def stream_view(batch_id: str, view: FileView, engine: Engine | None = None) -> 
     after = 0
     while True:
         with connection(engine) as conn:
+            conn.execute(_BY_KEY)
             piece = _READ_PIECE[view](conn, batch_id, after)
         if piece is None:
             return

@@ -81,7 +81,7 @@ _LOCK: Final = """
     WHERE s.group_id = %(group_id)s AND s.status IN ('claimed', 'done') ORDER BY s.id FOR NO KEY UPDATE OF s
 """
 
-# Sees the slices as they are under the lock.
+# Sees the slices as they are under the lock. The span of ids leaves out partitions before they are opened.
 _SET_OUTCOMES: Final = """
     UPDATE requests r SET outcome = o.outcome, error_code = o.code, error_message = o.message
     FROM unnest(%(ids)b::bigint[], %(slice_ids)b::bigint[], %(epochs)b::bigint[], %(outcomes)b::text[],
@@ -89,6 +89,7 @@ _SET_OUTCOMES: Final = """
     JOIN slices s ON s.id = o.slice_id AND s.lease_epoch = o.epoch
     WHERE s.group_id = %(group_id)s AND s.status = 'claimed'
       AND r.id = o.id AND r.slice_id = o.slice_id AND r.outcome IS NULL
+      AND r.id BETWEEN %(first_id)b AND %(last_id)b
     RETURNING r.id, r.num_prompt_tokens
 """
 
@@ -212,6 +213,8 @@ def _set_outcomes(cursor: Cursor[Any], outcomes: Sequence[RequestOutcome]) -> No
         {
             "group_id": outcomes[0].claimed.group_id,
             "ids": [outcome.request_id for outcome in outcomes],
+            "first_id": min(outcome.request_id for outcome in outcomes),
+            "last_id": max(outcome.request_id for outcome in outcomes),
             "slice_ids": [outcome.claimed.id for outcome in outcomes],
             "epochs": [outcome.claimed.lease_epoch for outcome in outcomes],
             "outcomes": [outcome.kind.value for outcome in outcomes],
