@@ -8,7 +8,7 @@ invoices are handled one at a time, under a lock of the tenant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -18,15 +18,17 @@ from sqlalchemy.orm import Session
 from pipeline.billing.charges import charge_currencies
 from pipeline.billing.closing import closing_entries, post_closing
 from pipeline.billing.credits import settle_credit
+from pipeline.billing.currencies import decimal_text
 from pipeline.billing.documents import Document, Party
 from pipeline.billing.invoice_reading import document_of, line_row
 from pipeline.billing.itemizing import billed_months, currencies_used, items_to_bill
 from pipeline.billing.merkle import root_of
 from pipeline.billing.receipts import month_leaves
+from pipeline.billing.reconciliation import Drift, drift_of
 from pipeline.billing.reports import Month, check_all_rated
 from pipeline.errors import UserError
 from pipeline.ids import new_id
-from pipeline.settings import Settings, get_settings
+from pipeline.settings import get_settings
 from pipeline.tables import BillingDetails, Invoice, InvoiceItem, InvoiceStatus, Tenant
 from pipeline.tenancy.audit_log import record
 
@@ -73,13 +75,19 @@ def month_documents(session: Session, tenant_id: str, month: Month, now: datetim
     return [document_of(session, found[currency]) for currency in sorted(found)]
 
 
-def finalize_invoice(session: Session, invoice_id: str, now: datetime, settings: Settings | None = None) -> Invoice:
+def finalize_invoice(
+    session: Session,
+    invoice_id: str,
+    now: datetime,
+    *,
+    find_drift: Callable[[Session, Month, str], Sequence[Drift]] = drift_of,
+) -> Invoice:
     """Issue an invoice: number it, write its lines down and post it.
 
-    Raises NoSuchInvoiceError; InvoiceError where it is too early, or was issued or made void already;
-    UnratedUsageError where a usage event has no price.
+    Raises NoSuchInvoiceError; InvoiceError where it is too early, or was issued or made void already, or where the
+    books of its month do not agree; UnratedUsageError where a usage event has no price.
     """
-    settings = settings or get_settings()
+    settings = get_settings()
     invoice = _locked(session, invoice_id)
     month = Month.of_day(invoice.month_start)
     if invoice.status is InvoiceStatus.VOID or invoice.number is not None:
@@ -91,6 +99,7 @@ def finalize_invoice(session: Session, invoice_id: str, now: datetime, settings:
             "collected."
         )
     check_all_rated(session, month, invoice.tenant_id)
+    _check_drift(invoice, find_drift(session, month, invoice.tenant_id))
     settle_credit(session, invoice.tenant_id, invoice.currency)
     document = document_of(session, invoice)
     session.add_all(line_row(invoice.id, line) for line in document.lines)
@@ -186,6 +195,18 @@ def lock_invoices(session: Session, tenant_id: str) -> None:
 def database_now(session: Session) -> datetime:
     now: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
     return now
+
+
+def _check_drift(invoice: Invoice, drifts: Sequence[Drift]) -> None:
+    if drifts:
+        found = "; ".join(
+            f"{one.check.statement} (off by {decimal_text(one.amount)} {one.currency or one.check.unit})"
+            for one in drifts
+        )
+        raise InvoiceError(
+            f"Invoice {invoice.id} can't be issued: of {drifts[0].month} this does not hold: {found}. "
+            "`ryzanstein bill audit` says more."
+        )
 
 
 def _locked(session: Session, invoice_id: str) -> Invoice:

@@ -118,6 +118,14 @@ def test_what_can_not_be_done_is_said(used: Bench) -> None:
     assert run("bill", "invoice", "create", "--month", "2020-01").stdout == "There is nothing to bill in 2020-01.\n"
 
 
+def test_books_that_do_not_agree_keep_an_invoice_from_being_issued(used: Bench) -> None:
+    [draft] = printed("bill", "invoice", "create", "--month", str(LAST_MONTH))
+    sql(used.engine, "UPDATE rated_lines SET amount = amount + 1 WHERE meter = 'output'")
+    with pytest.raises(UserError, match=r"the ledger has the sum of the rated lines \(off by 5 USD\)"):
+        raise run("bill", "invoice", "finalize", draft["id"]).exception  # type: ignore[misc]
+    assert printed("bill", "invoice", "list")[0]["number"] is None
+
+
 def test_drafts_of_a_month_that_is_over_are_made_by_themselves(used: Bench) -> None:
     early = THIS_MONTH.start + timedelta(minutes=5)
     assert draft_invoices(used.engine, THIS_MONTH.start + timedelta(days=20)) == 0
