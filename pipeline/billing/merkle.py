@@ -29,25 +29,6 @@ def root_of(leaves: Iterable[bytes]) -> bytes:
     return level[0]
 
 
-def proof_of(leaves: Sequence[bytes], index: int) -> list[tuple[bool, bytes]]:
-    """What, with one leaf, gives the root: from the bottom, whether each partner stands on the left, and its hash."""
-    level, proof = list(leaves), []
-    while len(level) > 1:
-        partner = index ^ 1
-        if partner < len(level):
-            proof.append((partner < index, level[partner]))
-        level, index = _joined(level), index // 2
-    return proof
-
-
-def root_by_proof(leaf: bytes, proof: Iterable[tuple[bool, bytes]]) -> bytes:
-    """The root that a leaf and its proof give; it is in the tree if that is the tree's."""
-    node = leaf
-    for is_left, partner in proof:
-        node = _node(partner, node) if is_left else _node(node, partner)
-    return node
-
-
 def _joined(level: Sequence[bytes]) -> list[bytes]:
     pairs = [_node(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
     return pairs if len(level) % 2 == 0 else [*pairs, level[-1]]
