@@ -16,6 +16,7 @@ from pipeline.billing.forms import FORMS, write_form
 from pipeline.billing.forms.json_form import document_record
 from pipeline.billing.invoice_reading import document_of
 from pipeline.billing.invoices import NoSuchInvoiceError, find_invoice
+from pipeline.errors import UserError
 from pipeline.gateway.auth import Caller, InvoicesReader
 from pipeline.gateway.errors import ApiError
 from pipeline.paging import read_page
@@ -85,8 +86,13 @@ def retrieve_invoice_form(caller: InvoicesReader, invoice_id: str, form: FormNam
 
 @router.get("/receipts/key")
 def retrieve_receipt_key(caller: Caller) -> ReceiptKey:
-    """The public key of this installation, in PEM."""
-    key = signing.signing_key()
+    """The public key of this installation, in PEM; 404 where it signs nothing."""
+    try:
+        key = signing.signing_key()
+    except UserError:  # none, or one that can not be read
+        raise ApiError(
+            404, "This installation signs no receipts. Ask the operator to give it a key.", code="receipts_off"
+        ) from None
     return ReceiptKey(key_id=key.key_id, public_key=key.public_key_text)
 
 

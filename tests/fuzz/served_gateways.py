@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from running_gateways import serve
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
-from submitting import Bench, request_lines
+from submitting import ENDPOINT, Bench, request_lines
 
+from pipeline.billing.forms import FORMS
+from pipeline.billing.invoices import create_invoices
+from pipeline.billing.reports import Month
 from pipeline.jobs.preparing import prepare
-from pipeline.tables import Batch
+from pipeline.jobs.quoting import compute, request_quote
+from pipeline.tables import Batch, File, OnInvalid, ServiceClass
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import create_key
 
@@ -36,7 +41,7 @@ class Served:
 
     def learn(self, body: Any) -> None:
         """Remember the id of an object that an answer shows."""
-        kinds = {"file": "file_id", "batch": "batch_id"}
+        kinds = {"file": "file_id", "batch": "batch_id", "batch.quote": "quote_id"}
         if isinstance(body, dict) and (name := kinds.get(str(body.get("object")))) and isinstance(body.get("id"), str):
             self.known[name] = [*self.known[name], body["id"]][-MOST_KNOWN:]
 
@@ -55,5 +60,28 @@ def serve_something(database: Engine, folder: Path) -> Iterator[Served]:
         files = [file for row in rows for file in (row.input_file_id, row.output_file_id, row.error_file_id) if file]
     with transaction() as session:
         _, key = create_key(session, bench.tenant.id, "fuzz")
+    with transaction() as session:
+        quote = request_quote(
+            session,
+            tenant_id=bench.tenant.id,
+            api_key_id=bench.tenant.api_key_id,
+            project_id=None,
+            input_file=session.get_one(File, rows[0].input_file_id),
+            endpoint=ENDPOINT,
+            on_invalid=OnInvalid.FAIL,
+            service_class=ServiceClass.STANDARD,
+        )
+    compute(quote.id)
+    with transaction() as session:
+        now = datetime.now(UTC)
+        [invoice] = create_invoices(session, bench.tenant.id, Month.of(now), now)
+    known = {
+        "file_id": files,
+        "batch_id": [done, runs, failed],
+        "quote_id": [quote.id],
+        "invoice_id": [invoice.id],
+        "form": list(FORMS),
+        "model": ["tiny"],
+    }
     with serve() as address:
-        yield Served(address, key, {"file_id": files, "batch_id": [done, runs, failed], "model": ["tiny"]})
+        yield Served(address, key, known)

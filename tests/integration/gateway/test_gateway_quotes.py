@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from seeds import MODEL, seed_model
 from sqlalchemy import Engine
 from tokenizer_folders import byte_level
 
+from pipeline.billing.budgets import Scope, set_budget
 from pipeline.jobs.preparing import prepare
 from pipeline.jobs.quoting import compute_waiting
 from pipeline.tables import Batch
 from pipeline.tables.session import transaction
+from pipeline.tenancy.keys import create_key
+from pipeline.tenancy.projects import create_project
 
 ENDPOINT = "/v1/completions"
 
@@ -195,3 +199,34 @@ def test_a_max_cost_is_an_amount(acme: Tenant, max_cost: Any) -> None:
 
     assert response.status_code == 400
     assert error_of(response)["param"] == "max_cost"
+
+
+def test_a_tenant_sees_its_budgets_and_a_project_its_own(acme: Tenant, globex: Tenant, address: str) -> None:
+    with transaction() as session:
+        project = create_project(session, acme.id, "evaluation")
+        _, key = create_key(session, acme.id, "of a project", project_id=project.id)
+        set_budget(session, Scope(tenant_id=acme.id), currency="USD", amount=Decimal(500))
+        own = set_budget(
+            session, Scope(tenant_id=acme.id, project_id=project.id), currency="JPY", amount=Decimal(7), is_hard=False
+        ).id
+
+    shown = acme.http.get("/v1/organization/budgets").json()["data"]
+    of_project = acme.http.get("/v1/organization/budgets", headers={"Authorization": f"Bearer {key}"}).json()["data"]
+
+    assert [budget["amount"] for budget in shown] == ["500.00", "7"]
+    assert of_project == [
+        {
+            "id": own,
+            "object": "organization.budget",
+            "project_id": project.id,
+            "api_key_id": None,
+            "currency": "JPY",
+            "period": "month",
+            "is_hard": False,
+            "is_prepaid": False,
+            "amount": "7",
+            "spent": "0",
+            "held": "0",
+        }
+    ]
+    assert globex.http.get("/v1/organization/budgets").json()["data"] == []

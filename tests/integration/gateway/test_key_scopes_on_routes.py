@@ -26,6 +26,7 @@ SCOPES: Final[dict[tuple[str, str], Scope | None]] = {
     ("POST", "/v1/batches/quote"): Scope.BATCHES_WRITE,
     ("GET", "/v1/batches/quote/{quote_id}"): Scope.BATCHES_READ,
     ("GET", "/v1/organization/usage/completions"): Scope.USAGE_READ,
+    ("GET", "/v1/organization/budgets"): Scope.USAGE_READ,
     ("GET", "/v1/organization/costs"): Scope.USAGE_READ,
     ("GET", "/v1/organization/invoices"): Scope.INVOICES_READ,
     ("GET", "/v1/organization/invoices/{invoice_id}"): Scope.INVOICES_READ,
