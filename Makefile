@@ -67,6 +67,7 @@ lint: $(STAMP)  ## Checks style, types and the borders between packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/no_floats.py pipeline/billing
 
 format: $(STAMP)  ## Formats the code
 	$(BIN)/ruff check --fix .
