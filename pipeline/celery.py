@@ -30,6 +30,7 @@ QUOTE: Final = "control.quote"  #: args [quote_id]: compute a quote.
 SWEEP: Final = "control.sweep"  #: no args, from beat.
 RELAY: Final = "control.relay"  #: no args, from beat.
 DRAFT: Final = "control.draft"  #: no args, from beat: the invoices of the month before.
+LOOK_AT_BOOKS: Final = "control.look_at_books"  #: no args, from beat: credit is settled, and the books compared.
 KEEP_UP: Final = "control.keep_up"  #: no args, from beat: partitions, roll-ups and retention.
 GENERATE: Final = "generate.slice"  #: args [model]: a ticket; entitles the receiving group to claim one slice.
 
@@ -136,6 +137,11 @@ def _configuration() -> dict[str, Any]:
             "draft": {
                 "task": DRAFT,
                 "schedule": crontab(minute=5),  # of every hour, UTC
+                "options": {"expires": 3600, "retry": False},
+            },
+            "look_at_books": {
+                "task": LOOK_AT_BOOKS,
+                "schedule": crontab(hour=3, minute=15),  # of every day, UTC, after roll-ups were set right
                 "options": {"expires": 3600, "retry": False},
             },
             "keep_up": {

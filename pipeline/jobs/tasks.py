@@ -9,8 +9,8 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.billing import drafting
-from pipeline.celery import CANCEL, DRAFT, FINALIZE, KEEP_UP, PREPARE, QUOTE, RELAY, SWEEP, app
+from pipeline.billing import drafting, nightly
+from pipeline.celery import CANCEL, DRAFT, FINALIZE, KEEP_UP, LOOK_AT_BOOKS, PREPARE, QUOTE, RELAY, SWEEP, app
 from pipeline.errors import PipelineError
 from pipeline.jobs import cancelling, finalizing, outbox, preparing, quoting, sweeping, upkeep
 from pipeline.telemetry.logs import summarize_error
@@ -87,3 +87,9 @@ def draft() -> dict[str, Any]:
 def keep_up() -> dict[str, Any]:
     """Make partitions for the months to come, set roll-ups right, and drop what is no longer kept."""
     return upkeep.keep_up()
+
+
+@_task(LOOK_AT_BOOKS)
+def look_at_books() -> dict[str, Any]:
+    """Settle credit, and report where the books differ."""
+    return nightly.look_at_books()

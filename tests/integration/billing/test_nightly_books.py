@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from decimal import Decimal
+
+import structlog
+from answered import answer_requests, usage
+from seeds import seed_tenant, sql
+from sqlalchemy import Engine
+
+from pipeline.billing.credits import grant_credit
+from pipeline.billing.nightly import look_at_books
+from pipeline.billing.rate_cards import add_rate_card
+from pipeline.tables.session import transaction
+
+
+def test_every_night_credit_is_settled_and_what_differs_is_an_error(database: Engine) -> None:
+    sql(database, "INSERT INTO served_models (name, path, context_length) VALUES ('tiny', '/', 2048)")
+    tenant = seed_tenant(database)
+    prices = dict.fromkeys(("input_price", "cached_input_price", "output_price"), Decimal(10) ** 6)
+    with transaction() as session:
+        add_rate_card(session, "tiny", currency="USD", batch_discount=Decimal(0), **prices)
+        grant_credit(session, tenant.id, amount=Decimal(5), currency="USD", reason="prepaid")
+    answer_requests(database, tenant, [usage(3, output=4)])
+    with structlog.testing.capture_logs() as logs:
+        assert look_at_books() == {"months": 1, "credits": 1, "drifts": 0}
+    assert logs == []
+    spent = "SELECT sum(e.amount) FROM ledger_entries e JOIN ledger_accounts a ON a.id = e.account_id WHERE a.kind = "
+    assert sql(database, f"{spent} 'receivable'") == [(2,)]
+
+    sql(database, "UPDATE rated_lines SET amount = amount + 1 WHERE meter = 'output'")
+    with structlog.testing.capture_logs() as logs:
+        assert look_at_books()["drifts"] == 2
+    assert [(log["log_level"], log["check"], log["drift"], log["unit"]) for log in logs] == [
+        ("error", "rated_amount", "1.000000000000000", "USD"),
+        ("error", "ledger", "1.000000000000000", "USD"),
+    ]
