@@ -180,6 +180,14 @@ INVARIANTS: Final = (
         """,
     ),
     Invariant(
+        "a window is credited if it was missed",
+        """
+        SELECT 'credit note ' || n.id, format('of batch %s, which is %s', b.id, b.status)
+        FROM credit_notes n JOIN batches b ON b.id = n.batch_id
+        WHERE b.status <> 'expired' AND (b.status <> 'completed' OR b.completed_at <= b.expires_at)
+        """,
+    ),
+    Invariant(
         "the tokens of a batch are the sum of its usage events",
         """
         SELECT 'batch ' || b.id, format('counts %s prompt, %s cached and %s output tokens; metered are %s, %s and %s',

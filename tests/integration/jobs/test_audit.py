@@ -94,6 +94,12 @@ DAMAGE = {
         "every ledger transaction sums to zero",
         "every ledger transaction is the sum of its rated lines",
     },
+    """INSERT INTO credit_notes (id, tenant_id, batch_id, reason, currency, amount, ledger_transaction_id)
+        SELECT 'c', b.tenant_id, b.id, 'missed_window', 'USD', 1, (SELECT min(id) FROM ledger_transactions)
+        FROM batches b""": {
+        "a window is credited if it was missed",
+        "every ledger transaction is the sum of its rated lines",
+    },
     "UPDATE attempts SET num_succeeded = 0": {"an attempt counts the answers that it recorded"},
     "UPDATE results SET created_at = now() + interval '1 hour' WHERE request_id = :first": {
         "every answer was recorded by the group of its attempt, before that ended"
