@@ -44,6 +44,9 @@ def submit(
     ),
     quote: str | None = typer.Option(None, help="Id of a quote, whose file and price it then has."),
     max_cost: str | None = typer.Option(None, help="Amount at which it pauses, in the currency of its prices."),
+    receipts: bool | None = typer.Option(
+        None, "--receipts/--no-receipts", help="Whether its output carries signed receipts. (default: the operator's)"
+    ),
     metadata: list[str] = typer.Option([], help="KEY=VALUE to keep with the batch; may be repeated."),
     data_dir: Path | None = DATA_DIR,
     base_url: str | None = BASE_URL,
@@ -54,7 +57,13 @@ def submit(
     pairs = dict(_pair(text) for text in metadata)
     if (file is None) == (quote is None):
         raise typer.BadParameter("Give an input file, or --quote with the id of a quote.", param_hint="FILE")
-    extensions = {"on_invalid": on_invalid, "service_class": service_class, "quote_id": quote, "max_cost": max_cost}
+    extensions: dict[str, str | bool | None] = {
+        "on_invalid": on_invalid,
+        "service_class": service_class,
+        "quote_id": quote,
+        "max_cost": max_cost,
+        "receipts": receipts,
+    }
     endpoint = endpoint or (first_url(file) if file else None)
     with open_client(data_dir, base_url, api_key) as client:
         if file is not None:
@@ -70,7 +79,7 @@ def submit(
             endpoint=endpoint,  # type: ignore[arg-type]
             completion_window=window,  # type: ignore[arg-type]
             metadata=pairs or None,
-            extra_body={name: value for name, value in extensions.items() if value} or None,
+            extra_body={name: value for name, value in extensions.items() if value not in (None, "")} or None,
         )
         if wait:
             _wait(client, batch, as_json)

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.ids import new_file_id
+from pipeline.settings import get_settings
 from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, OnInvalid
 from pipeline.tables.session import transaction
 
@@ -61,6 +62,15 @@ def test_submit_starts_a_batch_for_the_endpoint_that_its_lines_name(run: Run, ac
     assert acme.client.files.retrieve(batch["input_file_id"]).filename == "requests.jsonl"
     with transaction() as session:
         assert session.get_one(Batch, batch["id"]).on_invalid is OnInvalid.SKIP
+
+
+def test_submit_asks_for_receipts(run: Run, input_file: str, settings_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings_env.setenv("RYZANSTEIN_SIGNING_KEY_FILE", str(tmp_path / "key.pem"))
+    settings_env.setenv("RYZANSTEIN_RECEIPTS", "true")
+    get_settings.cache_clear()
+    assert printed(run("submit", input_file, "--json"))["receipts"] is True
+    assert printed(run("submit", input_file, "--no-receipts", "--json"))["receipts"] is False
+    assert printed(run("submit", input_file, "--receipts", "--json"))["receipts"] is True
 
 
 def test_submit_prints_one_line_for_people(run: Run, input_file: str) -> None:
