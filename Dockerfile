@@ -2,8 +2,8 @@
 FROM python:3.12-slim
 
 RUN useradd --create-home --uid 10001 ryzanstein \
-    && mkdir --parents /var/lib/ryzanstein/blobs /models \
-    && chown ryzanstein /var/lib/ryzanstein/blobs
+    && mkdir --parents /var/lib/ryzanstein/blobs /var/lib/ryzanstein/keys /models \
+    && chown ryzanstein /var/lib/ryzanstein/blobs /var/lib/ryzanstein/keys
 
 WORKDIR /app
 COPY constraints.txt ./

@@ -21,6 +21,8 @@ _MOST_NAMED: Final = 10
 
 _KEYS: Final = text("""
     SELECT id, tenant_id, revoked_at IS NOT NULL AS is_revoked,
+           coalesce(expires_at <= now(), false) AS is_expired, expires_at IS NOT NULL AS expires,
+           scopes IS NOT NULL AS is_limited, project_id IS NOT NULL AS is_of_project,
            created_at < now() - make_interval(days => :old) AS is_old,
            coalesce(last_used_at, created_at) < now() - make_interval(days => :unused) AS is_unused
     FROM api_keys ORDER BY created_at, id
@@ -31,16 +33,18 @@ _ROLE: Final = text("SELECT rolname, rolsuper FROM pg_roles WHERE rolname = curr
 def check_keys(inspection: Inspection) -> Iterator[Evidence]:
     with inspection.engine.connect() as conn:
         keys = conn.execute(_KEYS, {"old": OLD_DAYS, "unused": UNUSED_DAYS}).all()
-    active = [key for key in keys if not key.is_revoked]
-    num_tenants, num_revoked = len({key.tenant_id for key in active}), len(keys) - len(active)
+    active = [key for key in keys if not key.is_revoked and not key.is_expired]
+    num_tenants, num_revoked = len({key.tenant_id for key in active}), sum(key.is_revoked for key in keys)
     yield met(
-        f"keys in force: {len(active)}, of {num_tenants} tenants; revoked: {num_revoked}; of each, only its SHA-256 is "
-        "kept"
+        f"keys in force: {len(active)}, of {num_tenants} tenants; revoked: {num_revoked}; expired: "
+        f"{len(keys) - len(active) - num_revoked}; of those in force, {sum(key.expires for key in active)} expire, "
+        f"{sum(key.is_limited for key in active)} have some scopes alone, {sum(key.is_of_project for key in active)} "
+        "are of one project; of each, only its SHA-256 is kept"
     )
     if old := [key.id for key in active if key.is_old]:
         yield gap(
             f"keys older than {OLD_DAYS} days: {_named(old)}",
-            "Make new ones (`ryzanstein keys create`), hand them out, and revoke these.",
+            "Replace them (`ryzanstein keys rotate`), and hand the new ones out.",
         )
     if unused := [key.id for key in active if key.is_unused]:
         yield gap(

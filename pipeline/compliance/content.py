@@ -7,14 +7,19 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from sqlalchemy import make_url, text
+from sqlalchemy.orm import Session
 
 from pipeline.compliance.evidence import Evidence, Inspection, gap, met, unknown
 from pipeline.settings import PREFIX
+from pipeline.tenancy.erasing import list_erasures
 
 #: Content that is older should have been asked about, in days.
 KEPT_DAYS: Final = 90
 _DAY: Final = 86_400
-_NO_COMMAND: Final = "Say so where you promise erasure: this version has no command that removes rows of a batch."
+_REMOVE: Final = (
+    f"Set {PREFIX}RETENTION_MONTHS, so that old months are dropped; `ryzanstein tenants erase` removes what is kept of "
+    "a tenant."
+)
 
 _FILES: Final = text("""
     SELECT count(*) FILTER (WHERE storage_key IS NOT NULL) AS num_uploads,
@@ -23,13 +28,14 @@ _FILES: Final = text("""
     FROM files WHERE deleted_at IS NULL
 """)
 _OLD_BATCHES: Final = text("""
-    SELECT count(*) AS num_batches, min(created_at)::date AS since FROM batches
-    WHERE num_requests > 0 AND created_at < now() - make_interval(days => :days)
+    SELECT count(*) AS num_batches, min(created_at)::date AS since FROM batches b
+    WHERE created_at < now() - make_interval(days => :days)
+      AND EXISTS (SELECT FROM requests r WHERE r.batch_id = b.id AND r.prompt_token_ids <> '')
 """)
 _HIDDEN: Final = text("""
     SELECT count(*) FROM files f
     WHERE f.view IS NOT NULL AND (f.deleted_at IS NOT NULL OR f.expires_at <= now())
-      AND EXISTS (SELECT FROM results r WHERE r.batch_id = f.batch_id)
+      AND EXISTS (SELECT FROM requests r WHERE r.batch_id = f.batch_id AND r.prompt_token_ids <> '')
 """)
 _LOGGING: Final = text("SELECT name, setting FROM pg_settings WHERE name LIKE 'log\\_%'")
 
@@ -55,13 +61,23 @@ def check_retention(inspection: Inspection) -> Iterator[Evidence]:
         yield gap(
             f"prompts and answers of {old.num_batches} batches are older than {KEPT_DAYS} days, the oldest of "
             f"{old.since}",
-            _NO_COMMAND,
+            _REMOVE,
         )
     if num_hidden:
         yield gap(
             f"{num_hidden} output and error files were deleted or have expired, and their lines are still in SQL",
-            _NO_COMMAND,
+            _REMOVE,
         )
+
+
+def check_erasures(inspection: Inspection) -> Iterator[Evidence]:
+    """That the records of erasure are what was signed."""
+    with Session(inspection.engine) as session:
+        records = list_erasures(session)
+    if wrong := [record.id for record in records if not record.is_valid]:
+        yield gap(f"records of erasure are not what was signed: {', '.join(wrong)}", "Find out who changed them.")
+    else:
+        yield met(f"{len(records)} erasures of tenants are recorded, each with a signature that is valid")
 
 
 def check_places(inspection: Inspection) -> Iterator[Evidence]:

@@ -45,18 +45,16 @@ CONTROLS: Final = (
         statement=(
             "Every call but those of health and of the API's description carries a key of one tenant; every query "
             "names that tenant; what belongs to another is answered like what is not there. Prefixes in a KV cache "
-            "are shared within a tenant alone. A key is kept as its SHA-256, compared in constant time, and refused "
-            "from the first call after it was revoked. There are no sessions that could be left open."
+            "are shared within a tenant alone. A key can be limited to scopes, to a project and to a time, is "
+            "kept as its SHA-256, compared in constant time, and refused from the first call after it was revoked or "
+            "has expired; a test tries every route with ids of other tenants and projects. There are no sessions that "
+            "could be left open."
         ),
         soc2=("CC6.1", "CC6.2", "CC6.3"),
         gdpr=("25", "32(1)(b)"),
         hipaa=("164.308(a)(4)(i)", "164.312(a)(1)", "164.312(a)(2)(i)", "164.312(a)(2)(iii)", "164.312(d)"),
         checks=(access.check_keys,),
-        missing=(
-            "A key may do all that its tenant may, and holds until it is revoked: there are neither scopes nor a date "
-            "of expiry.",
-            "Tenants are separated by our queries alone; PostgreSQL's row-level security is no second net.",
-        ),
+        missing=("Tenants are separated by our queries alone; PostgreSQL's row-level security is no second net.",),
         duties=("Hand keys out to people and programs whom you know, and review them.",),
     ),
     Control(
@@ -138,16 +136,18 @@ CONTROLS: Final = (
         title="Content is kept no longer than it is needed",
         statement=(
             "An upload for a batch is deleted when its time has come, by default after 30 days; a tenant may say "
-            "sooner, for output files too, and may delete files. Partial answers are deleted with the outcome."
+            "sooner, for output files too, and may delete files. Partial answers are deleted with the outcome. "
+            "`ryzanstein tenants erase` removes all content of a tenant, keeps the numbers of its bills, and leaves a "
+            "signed record; months that are no longer kept are dropped whole."
         ),
         soc2=("CC6.5", "C1.2", "P4.2", "P4.3"),
         gdpr=("5(1)(e)", "17", "28(3)(g)"),
         hipaa=("164.310(d)(2)(i)",),
-        checks=(content.check_retention,),
+        checks=(content.check_retention, content.check_erasures),
         missing=(
             "A prompt's token ids and its answer stay in SQL when their files are deleted or expire: such a file is "
             "only shown no more.",
-            "There is no command that erases a tenant, a batch or a request, and none that finds a person's data.",
+            "There is no command that erases a single batch or request, and none that finds a person's data.",
         ),
         duties=("Answer people who ask for their data, or for its erasure.",),
     ),
@@ -170,13 +170,14 @@ CONTROLS: Final = (
         statement=(
             "Bodies, lines, tokens and time are limited before anything is allotted; each line is checked against a "
             "schema; chat templates run in a sandbox with limits of time and size; messages are JSON and can't carry "
-            "code. A request that crashes its engine fails alone."
+            "code. A request that crashes its engine fails alone. What a tenant calls in a minute and has enqueued can "
+            "be limited, and groups serve tenants by their shares."
         ),
         soc2=("CC6.6", "CC6.8", "PI1.2", "A1.1"),
         gdpr=("32(1)(b)",),
         hipaa=("164.308(a)(5)(ii)(B)",),
         checks=(operations.check_limits,),
-        missing=("A tenant has no quota: it may keep the groups busy for as long as its batches last.",),
+        missing=("While Redis is away, calls are not counted; what is enqueued is, by SQL.",),
     ),
     Control(
         id="model-supply",
@@ -211,17 +212,22 @@ CONTROLS: Final = (
         title="What was done can be found out",
         statement=(
             "Every call of the API is logged with its id, tenant, key, path and status; attempts, outcomes, usage and "
-            "bills stay in SQL with their times; keys know when they were made, last used and revoked."
+            "bills stay in SQL with their times; keys know when they were made, last used and revoked. Administrative "
+            "acts are logged with who did them, in a chain of hashes (`ryzanstein audit verify`)."
         ),
         soc2=("CC7.2", "CC7.3"),
         gdpr=("5(2)", "33(5)"),
         hipaa=("164.308(a)(1)(ii)(D)", "164.312(b)"),
-        checks=(content.check_log_collection,),
+        checks=(content.check_log_collection, integrity.check_acts),
         missing=(
-            "What operators do is in no log of its own.",
+            "Operators are named by the user and host of the command line, which they choose; whoever owns the "
+            "database can write the log of their acts anew, which shows only against a head that was noted elsewhere.",
             "Logs go to the standard error of each process; nothing here keeps or seals them.",
         ),
-        duties=("Collect the logs, keep them for as long as your rules ask, and read them.",),
+        duties=(
+            "Collect the logs, keep them for as long as your rules ask, and read them.",
+            "Note the head of the log of administrative acts now and then, where no operator can change it.",
+        ),
     ),
     Control(
         id="availability",

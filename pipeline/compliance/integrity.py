@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from pipeline.checks.findings import Verdict
 from pipeline.checks.postgres import check_postgres
@@ -15,6 +16,7 @@ from pipeline.compliance.evidence import Evidence, Inspection, gap, met, unknown
 from pipeline.jobs.audit import audit
 from pipeline.tables import ServedModel
 from pipeline.tables.migrating import describe_lack, revisions
+from pipeline.tenancy.audit_log import verify
 
 #: Files of a kind that can hold code, which other tools run when they load it. Nothing here ever opens one.
 _PICKLES: Final = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
@@ -36,6 +38,19 @@ def check_audit(inspection: Inspection) -> Iterator[Evidence]:
         for violation in finding.violations[:_MOST_NAMED]:
             advice = "Run `ryzanstein audit`, and do what it says."
             yield gap(f"{finding.invariant}; {violation.subject}: {violation.found}", advice)
+
+
+def check_acts(inspection: Inspection) -> Iterator[Evidence]:
+    """The chain of the log of administrative acts."""
+    with Session(inspection.engine) as session:
+        found = verify(session)
+    for fault in found.faults[:_MOST_NAMED]:
+        yield gap(f"administrative act {fault.seq}: {fault.found}", "Find out who changed the log; restore a copy.")
+    if not found.faults:
+        yield met(
+            f"{found.num_entries} administrative acts are logged in a chain that is whole; its head is "
+            f"{found.num_entries}:{found.head.hex()}"
+        )
 
 
 def check_durability(inspection: Inspection) -> Iterator[Evidence]:

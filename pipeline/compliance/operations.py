@@ -12,6 +12,7 @@ from sqlalchemy import func, select, text
 from pipeline.checks.findings import Verdict
 from pipeline.checks.redis_server import check_redis
 from pipeline.compliance.evidence import Evidence, Inspection, gap, met, unknown
+from pipeline.settings import PREFIX
 from pipeline.tables import Group, GroupState
 
 _PACKAGES: Final = ("ryzanstein", "celery", "kombu", "redis", "sqlalchemy", "psycopg", "fastapi", "uvicorn", "flower")
@@ -65,3 +66,18 @@ def check_limits(inspection: Inspection) -> Iterator[Evidence]:
         f"an upload has {settings.max_upload_bytes:,} bytes at most, a batch {settings.max_batch_lines:,} lines of "
         f"{settings.max_line_bytes:,} bytes; any other body 1,048,576 bytes; an answer begins within 10 s"
     )
+    if settings.tenant_enqueued_tokens or settings.tenant_enqueued_batches:
+        yield met(
+            f"a tenant may have {_limit(settings.tenant_enqueued_tokens)} prompt tokens of a model and "
+            f"{_limit(settings.tenant_enqueued_batches)} batches enqueued, and make "
+            f"{_limit(settings.tenant_requests_per_minute)} calls in a minute"
+        )
+    else:
+        yield gap(
+            "what a tenant may have enqueued has no limit but those that were set for some",
+            f"Set {PREFIX}TENANT_ENQUEUED_TOKENS and {PREFIX}TENANT_ENQUEUED_BATCHES.",
+        )
+
+
+def _limit(number: int) -> str:
+    return f"{number:,}" if number else "any number of"

@@ -17,8 +17,10 @@ from tokenizer_folders import byte_level
 from pipeline.compliance import access, content, integrity, operations, transport
 from pipeline.compliance.evidence import Check, Inspection, State
 from pipeline.embedded import EmbeddedPostgres, new_password
-from pipeline.settings import Settings
-from pipeline.tables.session import make_engine
+from pipeline.settings import Settings, get_settings
+from pipeline.tables.session import make_engine, transaction
+from pipeline.tenancy.erasing import erase_tenant
+from pipeline.tenancy.tenants import ensure_tenant
 
 MET, GAP, UNKNOWN = State.MET, State.GAP, State.UNKNOWN
 
@@ -45,6 +47,11 @@ def test_old_and_unused_keys_are_named_and_revoked_ones_are_not(database: Engine
     assert gaps(access.check_keys, database) == [f"keys older than 365 days: {key}"]
     sql(database, "UPDATE api_keys SET last_used_at = now() - interval '100 days'")
     assert gaps(access.check_keys, database)[1] == f"keys not used for 90 days: {key}"
+    sql(database, "UPDATE api_keys SET expires_at = now(), scopes = '{files:read}'")
+    assert gaps(access.check_keys, database) == []
+    sql(database, "UPDATE api_keys SET expires_at = now() + interval '1 day', project_id = 'p', last_used_at = now()")
+    ((_, counted), *_) = look(access.check_keys, database)
+    assert "1 expire, 1 have some scopes alone, 1 are of one project" in counted
     sql(database, "UPDATE api_keys SET revoked_at = now()")
     assert gaps(access.check_keys, database) == []
 
@@ -210,6 +217,34 @@ def test_places_are_named_without_secrets(database: Engine) -> None:
     assert state is MET
     assert "PostgreSQL at db" in text
     assert "hunter2" not in text
+
+
+def test_a_log_of_acts_that_was_changed_is_a_gap(database: Engine) -> None:
+    with transaction() as session:
+        ensure_tenant(session, "acme")
+    ((state, found),) = look(integrity.check_acts, database)
+    assert state is MET
+    assert found.startswith("1 administrative acts are logged in a chain that is whole; its head is 1:")
+    sql(database, "ALTER TABLE audit_log DISABLE TRIGGER ALL")
+    sql(database, "UPDATE audit_log SET actor = 'nobody'")
+    assert gaps(integrity.check_acts, database) == ["administrative act 1: its content is not what was written"]
+
+
+def test_a_record_of_erasure_that_was_changed_is_a_gap(
+    database: Engine, redis_url: str, settings_env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings_env.setenv("RYZANSTEIN_SIGNING_KEY_FILE", str(tmp_path / "key.pem"))
+    get_settings.cache_clear()
+    record = erase_tenant(seed_tenant(database).id)
+    assert gaps(content.check_erasures, database) == []
+    sql(database, "ALTER TABLE erasures DISABLE TRIGGER ALL")
+    sql(database, "UPDATE erasures SET statement = replace(statement, 'acme', 'other')")
+    assert gaps(content.check_erasures, database) == [f"records of erasure are not what was signed: {record.id}"]
+
+
+def test_a_tenant_without_a_limit_is_a_gap() -> None:
+    assert len(gaps(operations.check_limits)) == 1
+    assert gaps(operations.check_limits, tenant_enqueued_tokens=10**9) == []
 
 
 def test_the_audit_is_evidence(database: Engine, redis_url: str) -> None:

@@ -84,7 +84,7 @@ def test_every_variable_is_a_setting(services: dict[str, dict[str, Any]]) -> Non
 def test_no_secret_is_in_the_file(services: dict[str, dict[str, Any]]) -> None:
     for service in services.values():
         for name, value in service.get("environment", {}).items():
-            if "PASSWORD" in name or "AUTH" in name or "KEY" in name:
+            if not name.endswith("_FILE") and ("PASSWORD" in name or "AUTH" in name or "KEY" in name):
                 assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
             for password in re.findall(r"://\w*:([^@]*)@", value):
                 assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", password), name
@@ -116,7 +116,8 @@ def test_volumes_are_declared_and_shared_where_they_must_be(compose: dict[str, A
 
     assert named == set(compose["volumes"])
     assert mounts["gateway"][0] == mounts["control"][0] == "blobs:/var/lib/ryzanstein/blobs"
-    assert mounts["worker"][0] == mounts["control"][1]
+    assert mounts["gateway"][1] == mounts["control"][1] == "keys:/var/lib/ryzanstein/keys"
+    assert mounts["worker"][0] == mounts["control"][2]
 
 
 def test_health_checks_ask_where_the_processes_answer(services: dict[str, dict[str, Any]]) -> None:
