@@ -214,6 +214,7 @@ class World:
 
     def tidy_up(self, used: str) -> None:
         again(lambda: self.tenant.client.files.retrieve(used))
+        again(lambda: self.tenant.client.get(f"/batches/{self.batches['good']}/explain", cast_to=object))
         self.remove(used)
         old = self.upload(request_lines(1))
         sql(self.database, "UPDATE files SET expires_at = now() - interval '1 second' WHERE id = :id", id=old)
