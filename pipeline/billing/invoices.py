@@ -21,7 +21,7 @@ from pipeline.billing.credits import settle_credit
 from pipeline.billing.currencies import decimal_text
 from pipeline.billing.documents import Document, Party
 from pipeline.billing.invoice_reading import document_of, line_row
-from pipeline.billing.itemizing import billed_months, currencies_used, items_to_bill
+from pipeline.billing.itemizing import billed_months, currencies_used, is_still_whole, items_to_bill
 from pipeline.billing.merkle import root_of
 from pipeline.billing.receipts import month_leaves
 from pipeline.billing.reconciliation import Drift, drift_of
@@ -60,6 +60,9 @@ def create_invoices(session: Session, tenant_id: str, month: Month, now: datetim
         if currency not in found:
             found[currency] = _new(session, tenant_id, month, currency, now)
             session.add(found[currency])
+            session.flush()
+            details = {"tenant": tenant_id, "month": str(month), "currency": currency}
+            record(session, act="invoice.create", object=found[currency].id, details=details)
     for invoice in found.values():
         _advance(invoice, now)
     session.flush()
@@ -147,7 +150,7 @@ def finalize_invoice(
 def void_invoice(session: Session, invoice_id: str, reason: str, now: datetime) -> Invoice:
     """Take an invoice back. It keeps its number and its lines; what it billed may be billed again by another.
 
-    Raises NoSuchInvoiceError; InvoiceError where it is void already, or without a reason.
+    Raises NoSuchInvoiceError; InvoiceError where it is void already, without a reason, or where its usage is dropped.
     """
     if not reason.strip():
         raise InvoiceError("Say why: an invoice is not made void without a reason.")
@@ -155,6 +158,11 @@ def void_invoice(session: Session, invoice_id: str, reason: str, now: datetime) 
     if invoice.status is InvoiceStatus.VOID:
         raise InvoiceError(f"Invoice {invoice.number or invoice.id} is void already.")
     if invoice.number is not None:
+        if not is_still_whole(session, invoice.tenant_id, Month.of_day(invoice.month_start), invoice.currency):
+            raise InvoiceError(
+                f"Invoice {invoice.number} can't be made void: some of what it billed was dropped with its month, and "
+                "no other invoice could bill it. Give the customer credit instead."
+            )
         entries = closing_entries(document_of(session, invoice))
         reversed_entries = [entry.reversed() for entry in entries]
         post_closing(session, invoice, reversed_entries, f"invoice void:{invoice.id}")

@@ -113,10 +113,21 @@ def items_to_bill(session: Session, tenant_id: str, month: Month, currency: str)
     for earlier in billed_months(session, tenant_id, currency, before=month):
         billed = invoiced_items(session, tenant_id, earlier, currency)
         now = usage_items(session, tenant_id, earlier, currency)
-        # Events are never taken away, so where some are missing their partitions were dropped: nothing can be compared.
-        if sum(item.num_events for item in now) >= sum(item.num_events for item in billed):
+        if _is_whole(now, billed):
             items += difference(now, billed)
     return items
+
+
+def is_still_whole(session: Session, tenant_id: str, month: Month, currency: str) -> bool:
+    """Whether all usage of a month that issued invoices have billed is still there, and could be billed again."""
+    return _is_whole(
+        usage_items(session, tenant_id, month, currency), invoiced_items(session, tenant_id, month, currency)
+    )
+
+
+def _is_whole(now: Iterable[Item], billed: Iterable[Item]) -> bool:
+    """Events are never taken away, so where some are missing their partitions were dropped: nothing can be compared."""
+    return sum(item.num_events for item in now) >= sum(item.num_events for item in billed)
 
 
 def billed_months(session: Session, tenant_id: str, currency: str, *, before: Month) -> list[Month]:

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from random import Random
 
 import pytest
 from recorded_usage import make_batch, make_key, rate, use
 from seeds import sql
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from pipeline.billing.credits import grant_credit
-from pipeline.billing.currencies import exact_text
+from pipeline.billing.currencies import exact_text, round_to_minor
 from pipeline.billing.documents import Document
 from pipeline.billing.invoice_reading import document_of
 from pipeline.billing.invoices import (
@@ -27,6 +29,7 @@ from pipeline.billing.invoices import (
 )
 from pipeline.billing.ledger import post_receivable
 from pipeline.billing.missed_windows import credit_missed_window
+from pipeline.billing.pricing import exact_sum
 from pipeline.billing.rate_cards import add_rate_card
 from pipeline.billing.reports import Month, UnratedUsageError
 from pipeline.tables import (
@@ -317,3 +320,74 @@ def use_now(session: Session, batch: Batch, card: RateCard, amount: Decimal) -> 
             )
         )
     session.flush()
+
+
+def test_of_a_month_that_was_dropped_nothing_is_corrected_or_taken_back(database: Engine) -> None:
+    with transaction() as session:
+        card = make_card(session)
+        key = make_key(session, "acme")
+        request = use(session, make_batch(session, key), "tiny", (90_000_000, 0, 1), at=MID_OCTOBER, card=card)
+        use(session, make_batch(session, key), "tiny", (90_000_000, 0, 1), at=MID_NOVEMBER, card=card)
+        [october] = issue(session, key, OCTOBER, AFTER_OCTOBER)
+    for table in ("rated_lines", "usage_events"):  # as retention drops them
+        sql(database, f"DELETE FROM {table} WHERE request_id = :id", id=request)
+    with transaction() as session:
+        with pytest.raises(InvoiceError, match="was dropped with its month"):
+            void_invoice(session, october.id, "test", AFTER_NOVEMBER)
+        [november] = issue(session, key, NOVEMBER, AFTER_NOVEMBER)
+        assert {line.kind for line in november.lines} == {LineKind.USAGE, LineKind.ROUNDING}
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("INVOICE_HISTORIES", "2"))))
+def test_whatever_happens_invoices_bill_what_is_rated_and_nothing_twice(database: Engine, seed: int) -> None:
+    random = Random(seed)
+    with transaction() as session:
+        cards = {model: make_card(session, model, currency) for model, currency in (("a", "USD"), ("b", "JPY"))}
+        key = make_key(session, "acme")
+        batch = make_batch(session, key)
+        requests: list[tuple[int, str]] = []
+        months = [Month(2026, number) for number in (8, 9, 10)]
+        for number, month in enumerate(months):
+            for _ in range(random.randint(1, 6)):  # some of it comes in late
+                model = random.choice(["a", "b"])
+                at = random.choice(months[: number + 1]).start + timedelta(days=random.randint(0, 29))
+                tokens = (random.randint(0, 10**9), random.randint(0, 10**6), random.randint(0, 10**9))
+                requests.append((use(session, batch, model, tokens, at=at, card=cards[model]), model))
+            for request, model in random.sample(requests, random.randint(0, len(requests) // 2)):
+                ledger, revision = session.execute(
+                    select(RatedLine.ledger_transaction_id, func.max(RatedLine.revision))
+                    .where(RatedLine.request_id == request, RatedLine.meter == Meter.OUTPUT)
+                    .group_by(RatedLine.ledger_transaction_id)
+                ).one()
+                quantity = random.randint(0, 10**9)
+                rate(session, request, Meter.OUTPUT, quantity, cards[model], ledger, revision + 1)
+            issue(session, key, month, month.end + timedelta(days=1))
+            issued = [each for each in list_invoices(session) if each.status is InvoiceStatus.FINAL]
+            if random.random() < 0.5:
+                void_invoice(session, random.choice(issued).id, "test", month.end + timedelta(days=1))
+        for month in months:  # what was taken back
+            open_ones = create_invoices(session, key.tenant_id, month, AFTER_NOVEMBER)
+            for invoice in open_ones:
+                if invoice.number is None:
+                    finalize(session, invoice.id, AFTER_NOVEMBER)
+        issue(session, key, Month(2026, 12), datetime(2027, 2, 1, tzinfo=UTC))  # the last corrections
+        documents = [
+            document_of(session, each) for each in list_invoices(session) if each.status is InvoiceStatus.FINAL
+        ]
+
+    rated = dict(
+        sql(
+            database,
+            "SELECT currency, sum(amount) FROM (SELECT DISTINCT ON (request_id, meter) currency, amount"
+            " FROM rated_lines ORDER BY request_id, meter, revision DESC) latest GROUP BY currency",
+        )
+    )
+    for currency, amount in rated.items():
+        billed = [document for document in documents if document.currency == currency]
+        assert exact_sum(document.exact for document in billed) == amount
+        for document in billed:
+            assert document.total == round_to_minor(document.exact, currency)
+            assert exact_sum(line.amount for line in document.lines) == document.total
+            assert exact_sum(item.exact for item in document.items) == document.exact
+    numbers = sql(database, "SELECT count(*), max(right(number, 6)::int) FROM invoices WHERE number LIKE '%2026%'")
+    assert numbers[0][0] == numbers[0][1]
