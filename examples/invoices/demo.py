@@ -15,10 +15,11 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from openai import APIError, DefaultHttpxClient, OpenAI
 from openai.types import Batch
@@ -29,6 +30,7 @@ from examples.invoices.stack import Stack, StackError, running_stack
 
 MODEL = Path(__file__).parent / "invoice-reader"
 LEAST_ACCURACY = 0.98
+ENDPOINT: Final = "/v1/chat/completions"
 BATCH_SECONDS = 300.0
 POLL_SECONDS = 0.2
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -62,7 +64,11 @@ def run(folder: Path, *, count: int, seed: int, num_ranks: int, display: Display
         display.processes(stack.pids)
         sentences = unseen_sentences(count, seed)
         display.note(f"{count} sentences, none of them among those that the network was trained on")
-        batch = submit(client, folder, sentences)
+        file_id = upload(client, folder, sentences)
+        display.heading("A quote, before anything runs")
+        quote = ask_price(client, file_id)
+        display.quote(quote)
+        batch = submit(client, file_id, quote)
         display.heading(f"Batch {batch.id} of {count} requests")
         batch = watch(client, batch, display)
         download(client, batch, folder)
@@ -70,7 +76,7 @@ def run(folder: Path, *, count: int, seed: int, num_ranks: int, display: Display
         display.answers([(answer.example.sentence, answer.content, answer.is_right) for answer in answers[:10]])
         accuracy = sum(answer.is_right for answer in answers) / count
         display.accuracy(accuracy, [(a.example.invoice.answer, a.content) for a in answers if not a.is_right])
-        bill(stack, batch, folder, display)
+        bill(stack, batch, quote, folder, display)
     display.note(f"Everything is stopped. The files are in {folder}/")
     if accuracy < LEAST_ACCURACY:
         raise DemoError(f"Only {accuracy:.1%} of the answers are right; at least {LEAST_ACCURACY:.0%} should be.")
@@ -98,17 +104,35 @@ def unseen_sentences(count: int, seed: int) -> list[Example]:
     return held_out
 
 
-def submit(client: OpenAI, folder: Path, sentences: list[Example]) -> Batch:
-    """Writes the input file, uploads it, and creates the batch."""
+def upload(client: OpenAI, folder: Path, sentences: list[Example]) -> str:
+    """Writes the input file and uploads it; returns its id."""
     model = client.models.list().data[0].id
     path, _ = write_batch(folder, sentences, model=model)
     with path.open("rb") as file:
-        uploaded = client.files.create(file=file, purpose="batch")
+        return client.files.create(file=file, purpose="batch").id
+
+
+def ask_price(client: OpenAI, file_id: str) -> dict[str, Any]:
+    """A quote of the uploaded file. Raises DemoError if there is none."""
+    body = {"input_file_id": file_id, "endpoint": ENDPOINT}
+    quote: Any = client.post("/batches/quote", body=body, cast_to=object)
+    deadline = time.monotonic() + BATCH_SECONDS
+    while quote["status"] == "computing" and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        quote = client.get(f"/batches/quote/{quote['id']}", cast_to=object)
+    if quote["status"] != "ready":
+        raise DemoError(f"The quote is {quote['status']}: {quote['errors']}")
+    return dict(quote)
+
+
+def submit(client: OpenAI, file_id: str, quote: dict[str, Any]) -> Batch:
+    """Creates the batch at the price of its quote."""
     return client.batches.create(
-        input_file_id=uploaded.id,
-        endpoint="/v1/chat/completions",
+        input_file_id=file_id,
+        endpoint=ENDPOINT,
         completion_window="24h",
         metadata={"job": "invoices"},
+        extra_body={"quote_id": quote["id"]},
     )
 
 
@@ -168,10 +192,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def bill(stack: Stack, batch: Batch, folder: Path, display: Display) -> None:
+def bill(stack: Stack, batch: Batch, quote: dict[str, Any], folder: Path, display: Display) -> None:
     """Shows the usage and the bill of the batch's month, and writes bill.json.
 
-    Raises DemoError if they count other requests or tokens than the downloaded answers.
+    Raises DemoError if they count other requests or tokens than the downloaded answers, or not what the quote said.
     """
     month = f"{datetime.fromtimestamp(batch.completed_at or batch.created_at, UTC):%Y-%m}"
     usage = stack.report("usage", "--month", month)
@@ -191,6 +215,10 @@ def bill(stack: Stack, batch: Batch, folder: Path, display: Display) -> None:
                 f"The answers are {answered[0]} requests of {answered[1]} tokens, but the {name} counts "
                 f"{counted[0]} requests of {counted[1]} tokens."
             )
+    num_prompt_tokens = sum(body["usage"]["prompt_tokens"] for body in bodies)
+    billed = sum((Decimal(statement["exact"]) for statement in bills), Decimal(0))
+    if num_prompt_tokens != quote["prompt_tokens"] or billed > Decimal(quote["cost"]["worst_case"]):
+        raise DemoError(f"{num_prompt_tokens} prompt tokens and {billed} are not what the quote said: {quote}")
 
 
 def main() -> None:

@@ -75,6 +75,16 @@ class Display:
         """Name the processes that run."""
         self.note("Running: " + ", ".join(sorted(pids)))
 
+    def quote(self, quote: Mapping[str, Any]) -> None:
+        """What `POST /v1/batches/quote` says."""
+        cost, output = quote["cost"], quote["output_tokens"]
+        shared, prompt = quote["shared_prompt_tokens"], quote["prompt_tokens"]
+        self.note(
+            f"{prompt:,} prompt tokens, of which {shared:,} are beginnings that prompts share; "
+            f"at most {output['worst_case']:,} output tokens.\n"
+            f"At most {cost['worst_case']} {cost['currency']}; the price holds for a day."
+        )
+
     @contextmanager
     def progress(self) -> Iterator[BatchProgress]:
         """A bar on a terminal, and lines elsewhere."""
