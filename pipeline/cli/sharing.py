@@ -71,6 +71,7 @@ def _rows(found: BatchExplanation) -> list[tuple[str, str]]:
         )
     rows.append(("starts", _moment(found.estimated_start)))
     rows.append(("ends", _moment(found.estimated_finish)))
+    rows += [(f"as {kind}", _moment(moment)) for kind, moment in found.estimated_finish_in_class.items() if moment]
     return rows
 
 

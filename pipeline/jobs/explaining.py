@@ -3,8 +3,8 @@ on it, and when that would be done."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -18,7 +18,7 @@ from pipeline.jobs.estimating import Ahead, time_for, work_ahead
 from pipeline.jobs.fairness import EXPECTED_COST, weights_of
 from pipeline.jobs.load import Load, Queue, load_of
 from pipeline.settings import get_settings
-from pipeline.tables import Batch, BatchStatus
+from pipeline.tables import Batch, BatchStatus, ServiceClass
 
 #: Tenants that an explanation shows, without their names: those with the lowest counters.
 MAX_OTHERS: Final = 50
@@ -72,6 +72,8 @@ class Explanation:
     recent_tokens_per_second: float
     estimated_start: datetime | None
     estimated_finish: datetime | None
+    #: What the finish would be if all that waits of it were of another class.
+    finish_in_class: Mapping[ServiceClass, datetime | None]
 
     @property
     def others(self) -> list[Queue]:
@@ -122,18 +124,41 @@ def explain(session: Session, batch_id: str, tenant_id: str, project_id: str | N
     slices = _slices(session, batch_id)
     if batch.model is None:
         reason = WaitReason.PREPARING if batch.status is BatchStatus.VALIDATING else WaitReason.ENDED
-        return Explanation(batch, [reason], slices, None, None, None, 0.0, None, None)
+        return Explanation(batch, [reason], slices, None, None, None, 0.0, None, None, {})
     load = load_of(session, batch.model)
     queue = load.queue_of(batch.tenant_id, batch.service_class)
     recent = session.execute(_RECENT, {"model": batch.model, "seconds": RECENT_SECONDS}).scalar_one()
     first = work_ahead(load, queue, cost=Decimal(0), own=slices.own_cost_ahead)
     reasons = list(_reasons(batch, slices, load, first))
     start, finish = None, None
+    in_class: dict[ServiceClass, datetime | None] = {}
     if WaitReason.BUDGET not in reasons and WaitReason.ENDED not in reasons:
         start = slices.started_at or _start(load, first)
-        last = work_ahead(load, queue, cost=slices.pending_cost, own=slices.own_cost_ahead)
-        finish = time_for(load, last.total + slices.pending_cost if slices.num_pending else load.cost_at_work)
-    return Explanation(batch, reasons, slices, load, queue, first, float(recent) / RECENT_SECONDS, start, finish)
+        finish = _finish(load, queue, slices, slices.own_cost_ahead)
+        if slices.num_pending:
+            rest = _without(load, queue, slices)
+            others = [rest.queue_of(batch.tenant_id, kind) for kind in ServiceClass if kind is not batch.service_class]
+            in_class = {other.service_class: _finish(rest, other, slices, other.pending_cost) for other in others}
+    speed = float(recent) / RECENT_SECONDS
+    return Explanation(batch, reasons, slices, load, queue, first, speed, start, finish, in_class)
+
+
+def _finish(load: Load, queue: Queue, slices: Slices, own: Decimal) -> datetime | None:
+    """When what waits of a batch would be done in this queue, behind so much of the tenant's own work there."""
+    if not slices.num_pending:
+        return time_for(load, load.cost_at_work)
+    ahead = work_ahead(load, queue, cost=slices.pending_cost, own=own)
+    return time_for(load, ahead.total + slices.pending_cost)
+
+
+def _without(load: Load, queue: Queue, slices: Slices) -> Load:
+    """The load if what waits of a batch were not in the queue that it is in."""
+    rest = replace(
+        queue,
+        pending_cost=queue.pending_cost - slices.pending_cost,
+        num_pending=queue.num_pending - slices.num_pending,
+    )
+    return replace(load, queues=[rest if other is queue else other for other in load.queues])
 
 
 def _slices(session: Session, batch_id: str) -> Slices:

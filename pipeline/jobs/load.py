@@ -7,8 +7,8 @@ than planning counts them make a group faster, not the estimate wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -64,6 +64,8 @@ _SPEED: Final = text(f"""
     FROM by_group
 """)  # noqa: S608 - constants
 
+_WEIGHTS: Final = text("SELECT tenant_id, weight FROM tenant_weights")
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:
@@ -92,6 +94,8 @@ class Load:
     num_away: int
     #: Weighted tokens per second that one group gets done; None where none has done anything within a day.
     group_speed: Decimal | None
+    #: Of the tenants that were given one.
+    weights: Mapping[str, Decimal] = field(default_factory=dict)
 
     @property
     def speed(self) -> Decimal | None:
@@ -109,7 +113,8 @@ class Load:
                 return queue
         waiting = [queue.counter for queue in self.queues if queue.service_class is service_class and queue.num_pending]
         nothing = Decimal(0)
-        return Queue(service_class, tenant_id, nothing, 0, nothing, 0, min(waiting, default=nothing), Decimal(1))
+        weight = self.weights.get(tenant_id, Decimal(1))
+        return Queue(service_class, tenant_id, nothing, 0, nothing, 0, min(waiting, default=nothing), weight)
 
 
 def load_of(session: Session | Connection, model: str) -> Load:
@@ -139,4 +144,5 @@ def load_of(session: Session | Connection, model: str) -> Load:
         num_starting=groups.num_starting,
         num_away=groups.num_away,
         group_speed=speed.cost / speed.seconds if is_measured else None,
+        weights={row.tenant_id: row.weight for row in session.execute(_WEIGHTS)},
     )

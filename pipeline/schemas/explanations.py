@@ -93,6 +93,8 @@ class BatchExplanation(BaseModel):
     #: When its first slice was, or would be, begun.
     estimated_start: int | None
     estimated_finish: int | None
+    #: What the finish would be if the batch were of another class.
+    estimated_finish_in_class: dict[ServiceClass, int | None]
 
     @classmethod
     def of(cls, explanation: Explanation) -> Self:
@@ -113,6 +115,10 @@ class BatchExplanation(BaseModel):
             expires_at=int(batch.expires_at.timestamp()),
             estimated_start=None if start is None else int(start.timestamp()),
             estimated_finish=None if finish is None else int(finish.timestamp()),
+            estimated_finish_in_class={
+                kind: None if moment is None else int(moment.timestamp())
+                for kind, moment in explanation.finish_in_class.items()
+            },
         )
 
 

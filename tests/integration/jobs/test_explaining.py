@@ -11,6 +11,7 @@ from pipeline.jobs.cancelling import BatchNotFoundError
 from pipeline.jobs.claiming import claim_slice
 from pipeline.jobs.explaining import explain
 from pipeline.schemas.explanations import BatchExplanation
+from pipeline.tables import ServiceClass
 
 GROUP = "group-0@here"
 
@@ -102,7 +103,7 @@ def test_what_is_ahead_by_class_by_share_and_of_the_tenant_itself_is_told_apart(
 
 
 def test_estimates_begin_when_a_group_has_been_measured(database: Engine, tenants: list[SeededTenant]) -> None:
-    acme, _ = tenants
+    acme, globex = tenants
     first = plan(database, acme, 1)
     mine = plan(database, acme, 2, hours=48)
     start_group(database)
@@ -121,6 +122,15 @@ def test_estimates_begin_when_a_group_has_been_measured(database: Engine, tenant
     assert found.estimated_start is not None
     assert found.estimated_finish is not None
     assert found.estimated_finish - found.estimated_start == pytest.approx(200, abs=5)
+    # Nothing else waits, so that another class would change nothing; of what waits in it, all comes first.
+    assert found.estimated_finish_in_class[ServiceClass.PRIORITY] == pytest.approx(found.estimated_finish, abs=5)
+    plan(database, globex, 5, "priority")
+    found = explained(database, acme, mine)
+    in_class = found.estimated_finish_in_class
+    assert found.estimated_finish is not None
+    assert in_class[ServiceClass.FLEX] == pytest.approx(found.estimated_finish, abs=5)
+    assert found.estimated_finish - in_class[ServiceClass.PRIORITY] == pytest.approx(300, abs=5)  # type: ignore[operator]
+    sql(database, "UPDATE slices SET status = 'done', num_unfinished = 0 WHERE service_class = 'priority'")
     assert codes(explained(database, acme, first)) == ["running"]
 
     while_at_work = claim(database)
