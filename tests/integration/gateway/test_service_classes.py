@@ -19,40 +19,41 @@ def create(tenant: Tenant, **extensions: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize(
-    ("extensions", "kind"),
-    [
-        ({}, ServiceClass.STANDARD),
-        ({"service_class": "priority"}, ServiceClass.PRIORITY),
-        ({"service_class": "flex", "window": "7d"}, ServiceClass.FLEX),
-        ({"service_tier": "auto"}, ServiceClass.STANDARD),
-        ({"service_tier": "default"}, ServiceClass.STANDARD),
-        ({"service_tier": "flex"}, ServiceClass.FLEX),
-        ({"service_tier": "priority", "service_class": "priority"}, ServiceClass.PRIORITY),
-    ],
-)
-def test_a_batch_has_the_class_that_was_asked_for(acme: Tenant, extensions: dict[str, Any], kind: ServiceClass) -> None:
-    batch = create(acme, **extensions)
-    assert batch.service_class == kind
-    assert acme.client.batches.retrieve(batch.id).service_class == kind  # type: ignore[attr-defined]
-    with transaction() as session:
-        assert session.scalar(select(Batch.service_class).where(Batch.id == batch.id)) is kind
+#: What is sent, and the class that it is.
+ASKED_FOR: list[tuple[dict[str, Any], ServiceClass]] = [
+    ({}, ServiceClass.STANDARD),
+    ({"service_class": "priority"}, ServiceClass.PRIORITY),
+    ({"service_class": "flex", "window": "7d"}, ServiceClass.FLEX),
+    ({"service_tier": "auto"}, ServiceClass.STANDARD),
+    ({"service_tier": "default"}, ServiceClass.STANDARD),
+    ({"service_tier": "flex"}, ServiceClass.FLEX),
+    ({"service_tier": "priority", "service_class": "priority"}, ServiceClass.PRIORITY),
+]
+
+#: What is sent, the parameter that is wrong with it, and why.
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"service_class": "urgent"}, "service_class", "'priority', 'standard' or 'flex'"),
+    ({"service_tier": "scale"}, "service_tier", "'auto', 'default', 'flex' or 'priority'"),
+    ({"service_tier": "auto", "service_class": "flex"}, "service_class", "are not the same: give one of them"),
+    ({"service_class": "flex", "window": "1h"}, "completion_window", "its windows are from '24h' to '7d'"),
+    ({"service_class": "priority", "window": "2d"}, "completion_window", "its windows are from '15m' to '24h'"),
+]
 
 
-@pytest.mark.parametrize(
-    ("extensions", "param", "message"),
-    [
-        ({"service_class": "urgent"}, "service_class", "'priority', 'standard' or 'flex'"),
-        ({"service_tier": "scale"}, "service_tier", "'auto', 'default', 'flex' or 'priority'"),
-        ({"service_tier": "auto", "service_class": "flex"}, "service_class", "are not the same: give one of them"),
-        ({"service_class": "flex", "window": "1h"}, "completion_window", "its windows are from '24h' to '7d'"),
-        ({"service_class": "priority", "window": "2d"}, "completion_window", "its windows are from '15m' to '24h'"),
-    ],
-)
-def test_a_class_that_can_not_be_is_refused(acme: Tenant, extensions: dict[str, Any], param: str, message: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=message) as caught:
-        create(acme, **extensions)
-    assert caught.value.param == param
+def test_a_batch_has_the_class_that_was_asked_for(acme: Tenant) -> None:
+    for extensions, kind in ASKED_FOR:
+        batch = create(acme, **extensions)
+        assert batch.service_class == kind, extensions
+        assert acme.client.batches.retrieve(batch.id).service_class == kind  # type: ignore[attr-defined]
+        with transaction() as session:
+            assert session.scalar(select(Batch.service_class).where(Batch.id == batch.id)) is kind
+
+
+def test_a_class_that_can_not_be_is_refused(acme: Tenant) -> None:
+    for extensions, param, message in REFUSED:
+        with pytest.raises(openai.BadRequestError, match=message) as caught:
+            create(acme, **extensions)
+        assert caught.value.param == param
 
 
 def test_a_batch_that_is_being_prepared_explains_itself(acme: Tenant) -> None:
