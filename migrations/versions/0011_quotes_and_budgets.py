@@ -106,6 +106,8 @@ def _create_budgets() -> None:
         unique=True,
         postgresql_nulls_not_distinct=True,
     )
+    op.create_index("ix_budgets_batch_id", "budgets", ["batch_id"], postgresql_where="batch_id IS NOT NULL")
+    op.create_index("ix_budgets_tenant_id", "budgets", ["tenant_id"], postgresql_where="batch_id IS NULL")
     op.create_table(
         "budget_uses",
         sa.Column("budget_id", sa.Text(), nullable=False),

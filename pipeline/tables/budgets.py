@@ -39,6 +39,9 @@ class Budget(Base):
             unique=True,
             postgresql_nulls_not_distinct=True,
         ),
+        # Of what pays for a batch: one by each.
+        Index("ix_budgets_batch_id", "batch_id", postgresql_where="batch_id IS NOT NULL"),
+        Index("ix_budgets_tenant_id", "tenant_id", postgresql_where="batch_id IS NULL"),
         CheckConstraint("num_nonnulls(project_id, api_key_id, batch_id) <= 1", name="one_scope"),
         CheckConstraint("amount >= 0", name="not_negative"),
         CheckConstraint("NOT is_prepaid OR (period = 'total' AND is_hard)", name="prepaid_is_hard"),
