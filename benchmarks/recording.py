@@ -5,6 +5,10 @@
 Records the outcomes of a batch in transactions of so many, on a PostgreSQL of its own with fsync. The rounds take
 turns: as it is, without billing (no metering, rating, ledger and roll-ups; answers, outcomes and counters are written
 as ever), and without one part of it each. Medians over the rounds; the ratio is that of outcomes per second.
+
+That is the transaction alone. A group does more for an answer than to record it, so it is measured too: a group whose
+engine echoes at once, from its first claim to its last outcome, with and without billing in turn.
+
 Writes `benchmarks/results/recording.json`.
 """
 
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -27,18 +32,28 @@ import psutil
 import psycopg
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from benchmarks.machine import describe_machine
+from benchmarks.model import write_model
 from pipeline.billing.rating import TokenUsage
 from pipeline.embedded import EmbeddedPostgres, new_password
 from pipeline.jobs.claiming import ClaimedSlice, claim_slice, load_requests
 from pipeline.jobs.recording import RequestOutcome, record_outcomes
+from pipeline.settings import Settings
 from pipeline.tables import OutcomeKind
 from pipeline.tables.migrating import migrate
 from pipeline.tables.session import make_engine
+from workers.backends.echo import EchoEngine
+from workers.fleet import GroupIdentity
+from workers.group import Group
 
 RESULT: Final = Path(__file__).parent / "results" / "recording.json"
+#: The kinds that a whole group is measured with.
+GROUP_KINDS: Final = ("as it is", "without billing")
+#: Requests of a round of a group, and of one of its slices.
+GROUP_REQUESTS: Final = 8_000
+SLICE_REQUESTS: Final = 500
 #: Part of the speed without billing that is to be left with it.
 TARGET: Final = 0.85
 MODEL: Final = "tiny"
@@ -68,12 +83,21 @@ _BATCH: Final = """
                 now() + interval '24 hours', now(), 'tiny', {requests});
     INSERT INTO slices (batch_id, tenant_id, model, position, deadline, num_requests, num_tokens, status,
                         num_unfinished)
-        VALUES ('{batch}', 'tenant_1', 'tiny', 0, now() + interval '24 hours', {requests}, {requests}, 'pending',
-                {requests});
+        SELECT '{batch}', 'tenant_1', 'tiny', n, now() + interval '24 hours', {slice}, {slice}, 'pending', {slice}
+        FROM generate_series(0, {requests} / {slice} - 1) n;
     INSERT INTO requests (batch_id, slice_id, line, custom_id, prompt_token_ids, num_prompt_tokens, params)
-        SELECT s.batch_id, s.id, r, 'request-' || r, '\\x0000000500000006', 2, '{{"max_tokens": 4}}'
-        FROM slices s, generate_series(1, {requests}) r WHERE s.batch_id = '{batch}';
+        SELECT s.batch_id, s.id, s.position * {slice} + r, 'request-' || s.position * {slice} + r,
+               '\\x0000000500000006', 2, '{{"max_tokens": 200}}'
+        FROM slices s, generate_series(1, {slice}) r WHERE s.batch_id = '{batch}' ORDER BY s.id, r;
 """
+
+
+_TOOK: Final = text("""
+    SELECT extract(epoch FROM max(a.ended_at) - min(a.started_at))::float FROM attempts a
+    WHERE a.batch_id = :batch_id HAVING NOT EXISTS (
+        SELECT FROM slices s WHERE s.batch_id = :batch_id AND s.status <> 'done'
+    )
+""")
 
 
 @dataclass
@@ -88,6 +112,8 @@ class Results:
     #: Milliseconds of processor time of one transaction: of the group, and of PostgreSQL.
     client_cpu: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     server_cpu: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    #: Outcomes per second of a group with an echo engine.
+    group_speed: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in GROUP_KINDS})
 
     def median(self, kind: str) -> float:
         return statistics.median(self.milliseconds[kind])
@@ -97,6 +123,11 @@ class Results:
         """Outcomes per second with billing, in those without; of rounds that follow each other."""
         pairs = zip(self.milliseconds["without billing"], self.milliseconds["as it is"], strict=True)
         return statistics.median(without / with_it for without, with_it in pairs)
+
+    @property
+    def group_ratio(self) -> float:
+        pairs = zip(self.group_speed["as it is"], self.group_speed["without billing"], strict=True)
+        return statistics.median(with_it / without for with_it, without in pairs)
 
 
 def main() -> None:
@@ -114,21 +145,32 @@ def main() -> None:
         server = EmbeddedPostgres(folder / "postgres", new_password(), folder / "postgres.log")
         server.start()
         try:
-            measure(server, results, options.rounds)
+            database = prepare(server, results)
+            measure(server, database, results, options.rounds)
+            measure_group(server, database, folder, results, options.rounds)
+            database.dispose()
         finally:
             server.stop()
     Console().print(table(results))
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({**asdict(results), "ratio": results.ratio}, indent=2) + "\n")
+    RESULT.write_text(
+        json.dumps({**asdict(results), "ratio": results.ratio, "group_ratio": results.group_ratio}, indent=2) + "\n"
+    )
 
 
-def measure(server: EmbeddedPostgres, results: Results, num_rounds: int, num_transactions: int = 32) -> None:
-    """All rounds, on an empty server; one round of each kind warms up."""
+def prepare(server: EmbeddedPostgres, results: Results) -> Engine:
+    """What every round needs, on an empty server."""
     migrate(server.url)
-    database = make_engine(server.url, pool_size=results.num_groups + 1)
     _execute(server, _FILL)
     for month in range(1, results.num_months + 1):
         _execute(server, f"SELECT make_request_partitions(request_month(now()) - {month})")
+    return make_engine(server.url)
+
+
+def measure(
+    server: EmbeddedPostgres, database: Engine, results: Results, num_rounds: int, num_transactions: int = 64
+) -> None:
+    """Transactions alone; one round of each kind warms up."""
     for number in range(num_rounds + 1):
         for place, (kind, left_out) in enumerate(KINDS.items()):
             ids = [f"batch_{number}_{place}_{group}" for group in range(results.num_groups)]
@@ -140,7 +182,44 @@ def measure(server: EmbeddedPostgres, results: Results, num_rounds: int, num_tra
                     (results.milliseconds, results.client_cpu, results.server_cpu), took, strict=True
                 ):
                     series[kind].append(value / num_transactions)
-    database.dispose()
+
+
+def measure_group(server: EmbeddedPostgres, database: Engine, folder: Path, results: Results, num_rounds: int) -> None:
+    """The same for a whole group, whose engine takes no time."""
+    model = write_model(folder / MODEL)
+    for number in range(num_rounds + 1):
+        for place, kind in enumerate(GROUP_KINDS):
+            batch_id = f"batch_group_{number}_{place}"
+            _execute(server, _BATCH.format(batch=batch_id, requests=GROUP_REQUESTS, slice=SLICE_REQUESTS))
+            with leaving_out(KINDS[kind]):
+                seconds = _answer(database, model, batch_id)
+            if number:
+                results.group_speed[kind].append(GROUP_REQUESTS / seconds)
+
+
+def _answer(database: Engine, model: Path, batch_id: str) -> float:
+    """Seconds from the first claim to the last outcome."""
+    failures: list[str] = []
+    identity = GroupIdentity(id=batch_id, model=MODEL, model_path=str(model), context_length=2048, pid=os.getpid())
+    settings = Settings(sweep_seconds=0.1)
+    group = Group(EchoEngine(model), identity, settings, database, lambda: failures.append("a thread ended"))
+    group.start()
+    try:
+        limit = time.monotonic() + 120
+        while not (took := _took(database, batch_id)):
+            if failures or time.monotonic() > limit:
+                raise SystemExit(f"The group did not answer {batch_id}: {failures or 'it takes too long'}.")
+            time.sleep(0.05)
+    finally:
+        group.drain(hurry=True)
+        group.stop()
+    return took
+
+
+def _took(database: Engine, batch_id: str) -> float:
+    """0 while there are requests without an outcome. By the database's clock."""
+    with database.begin() as conn:
+        return float(conn.scalar(_TOOK, {"batch_id": batch_id}) or 0.0)
 
 
 @contextmanager
@@ -159,13 +238,14 @@ def _claim(
     server: EmbeddedPostgres, database: Engine, batch_id: str, results: Results, num_transactions: int
 ) -> list[RequestOutcome]:
     """A batch whose only slice a group holds: its outcomes, as the group would record them."""
-    _execute(server, _BATCH.format(batch=batch_id, requests=num_transactions * results.num_outcomes))
+    num_requests = num_transactions * results.num_outcomes
+    _execute(server, _BATCH.format(batch=batch_id, requests=num_requests, slice=num_requests))
     with database.begin() as conn:
         claimed = claim_slice(conn, model=MODEL, group_id=batch_id, lease_seconds=600)
         assert claimed is not None
         requests = load_requests(conn, claimed)
-    text = "word " * (results.answer_bytes // 5)
-    body = json.dumps({"id": "cmpl-1", "usage": {"completion_tokens": 200}, "choices": [{"text": text}]})
+    answer = "word " * (results.answer_bytes // 5)
+    body = json.dumps({"id": "cmpl-1", "usage": {"completion_tokens": 200}, "choices": [{"text": answer}]})
     return [_outcome(request.id, request.custom_id, claimed, body) for request in requests]
 
 
@@ -232,6 +312,9 @@ def table(results: Results) -> Table:
             f"{statistics.median(results.server_cpu[kind]):.2f}",
             f"{results.num_groups * results.num_outcomes / milliseconds * 1000:,.0f}",
         )
+    for kind in GROUP_KINDS:
+        shown.add_row(f"a group, {kind}", "", "", "", f"{statistics.median(results.group_speed[kind]):,.0f}")
+    shown.add_row("a group, ratio", "", "", "", f"{results.group_ratio:.2f}")
     return shown
 
 

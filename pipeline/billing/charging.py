@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
 import structlog
 from psycopg import Cursor
 
-from pipeline.billing.pricing import exact_sum
+from pipeline.billing.flat_lines import columns, is_flat, write_flat_lines
+from pipeline.billing.pricing import EXACT, ZERO, exact_sum
 from pipeline.billing.rated_lines import Event, make_lines, write_lines
 from pipeline.billing.rating import Rates, TokenUsage
-from pipeline.tables.arrays import numbers, words
+from pipeline.tables.arrays import numbers
 from pipeline.tables.billing import Meter
 
 log = structlog.get_logger(__name__)
@@ -31,31 +32,44 @@ class Answer:
     usage: TokenUsage
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """What an answer costs."""
+@dataclass(slots=True)
+class SliceCharge:
+    """What the answers of one slice took, and cost together."""
 
-    answer: Answer
-    #: None of one that nothing prices.
-    amount: Decimal | None
+    slice_id: int
+    #: None where nothing prices them.
     currency: str | None
-    #: What `amount` is the sum of.
-    by_meter: Mapping[Meter, Decimal]
+    num_requests: int = 0
+    engine_ms: int = 0
+    #: Of events and their tokens.
+    num_events: dict[Meter, int] = field(default_factory=dict)
+    num_tokens: dict[Meter, int] = field(default_factory=dict)
+    amounts: dict[Meter, Decimal] = field(default_factory=dict)
+
+    @property
+    def amount(self) -> Decimal:
+        return exact_sum(self.amounts.values())
 
 
+# A request always has events of uncached input and output.
 _INSERT_USAGE: Final = """
     INSERT INTO usage_events (request_id, meter, quantity, tenant_id, project_id, api_key_id, batch_id, service_class,
                               model, group_id, engine_ms)
-    SELECT o.request_id, o.meter, o.quantity, s.tenant_id, b.project_id, b.api_key_id, s.batch_id, b.service_class,
-           s.model, s.group_id, o.engine_ms
-    FROM unnest(%(ids)s::bigint[], %(slice_ids)s::bigint[], %(meters)s::text[],
-                %(quantities)s::bigint[], %(engine_ms)s::bigint[])
-        AS o (request_id, slice_id, meter, quantity, engine_ms)
+    SELECT o.request_id, m.meter, m.quantity, s.tenant_id, b.project_id, b.api_key_id, s.batch_id, b.service_class,
+           s.model, s.group_id, m.engine_ms
+    FROM unnest(%(ids)s::bigint[], %(slice_ids)s::bigint[], %(uncached)s::bigint[], %(cached)s::bigint[],
+                %(outputs)s::bigint[], %(engine_ms)s::bigint[])
+        AS o (request_id, slice_id, uncached, cached, output, engine_ms)
     JOIN slices s ON s.id = o.slice_id JOIN batches b ON b.id = s.batch_id
+    -- Milliseconds of the output event alone, so that sums are right.
+    CROSS JOIN LATERAL (VALUES
+        ('input_uncached', o.uncached, 0), ('input_cached', o.cached, 0), ('output', o.output, o.engine_ms)
+    ) AS m (meter, quantity, engine_ms)
+    WHERE m.meter <> 'input_cached' OR m.quantity > 0
 """
 
 
-def charge(cursor: Cursor[Any], answers: Sequence[Answer], rates: Mapping[str, Rates]) -> list[Charge]:
+def charge(cursor: Cursor[Any], answers: Sequence[Answer], rates: Mapping[str, Rates]) -> list[SliceCharge]:
     """Meter and rate `answers`, and post one ledger transaction per tenant, in the transaction of `cursor`.
 
     `rates` by batch; answers of a batch without are metered alone, and unrated until somebody prices them. Waits for
@@ -64,21 +78,45 @@ def charge(cursor: Cursor[Any], answers: Sequence[Answer], rates: Mapping[str, R
     passes new ones alone.
     """
     _insert_usage(cursor, answers)
-    priced = sorted((answer for answer in answers if answer.batch_id in rates), key=lambda answer: answer.request_id)
     _report_unrated([answer for answer in answers if answer.batch_id not in rates])
-    lines = make_lines(cursor, [(event, rates[answer.batch_id]) for answer in priced for event in _events(answer)])
+    flat_batches = {batch_id for batch_id, one in rates.items() if is_flat(one)}
+    flat = [answer for answer in answers if answer.batch_id in flat_batches]
+    if flat:
+        write_flat_lines(cursor, flat, rates, source="results")
+    stepped = [answer for answer in answers if answer.batch_id in rates and answer.batch_id not in flat_batches]
+    stepped.sort(key=lambda answer: answer.request_id)
+    lines = make_lines(cursor, [(event, rates[answer.batch_id]) for answer in stepped for event in _events(answer)])
     write_lines(cursor, lines, source="results")
-    amounts: dict[int, dict[Meter, Decimal]] = {}
+    charges = _count(answers, rates)
+    _add_flat_amounts(charges, flat, rates)
+    slice_of = {answer.request_id: answer.slice_id for answer in stepped}
     for line in lines:
-        amounts.setdefault(line.event.request_id, {})[line.event.meter] = line.amount
-    return [_charge(answer, rates.get(answer.batch_id), amounts) for answer in answers]
+        amounts = charges[slice_of[line.event.request_id]].amounts
+        amounts[line.event.meter] = EXACT.add(amounts.get(line.event.meter, ZERO), line.amount)
+    return list(charges.values())
 
 
-def _charge(answer: Answer, rates: Rates | None, amounts: Mapping[int, Mapping[Meter, Decimal]]) -> Charge:
-    if rates is None:
-        return Charge(answer, None, None, {})
-    by_meter = amounts[answer.request_id]
-    return Charge(answer, exact_sum(by_meter.values()), rates.currency, by_meter)
+def _count(answers: Sequence[Answer], rates: Mapping[str, Rates]) -> dict[int, SliceCharge]:
+    """By slice, without amounts."""
+    charges: dict[int, SliceCharge] = {}
+    for answer in answers:
+        charge = charges.get(answer.slice_id)
+        if charge is None:
+            priced = rates.get(answer.batch_id)
+            charge = charges[answer.slice_id] = SliceCharge(answer.slice_id, priced.currency if priced else None)
+        charge.num_requests += 1
+        charge.engine_ms += answer.usage.engine_ms
+        for meter, quantity in answer.usage.quantities():
+            charge.num_events[meter] = charge.num_events.get(meter, 0) + 1
+            charge.num_tokens[meter] = charge.num_tokens.get(meter, 0) + quantity
+    return charges
+
+
+def _add_flat_amounts(charges: Mapping[int, SliceCharge], flat: Sequence[Answer], rates: Mapping[str, Rates]) -> None:
+    for slice_id, batch_id in {answer.slice_id: answer.batch_id for answer in flat}.items():
+        charge = charges[slice_id]
+        for meter, num_tokens in charge.num_tokens.items():
+            charge.amounts[meter] = rates[batch_id].amount(meter, num_tokens)
 
 
 def _events(answer: Answer) -> list[Event]:
@@ -89,16 +127,13 @@ def _events(answer: Answer) -> list[Event]:
 
 
 def _insert_usage(cursor: Cursor[Any], answers: Sequence[Answer]) -> None:
-    rows = [(answer, meter, quantity) for answer in answers for meter, quantity in answer.usage.quantities()]
     cursor.execute(
         _INSERT_USAGE,
         {
-            "ids": numbers(answer.request_id for answer, _, _ in rows),
-            "slice_ids": numbers(answer.slice_id for answer, _, _ in rows),
-            "meters": words(meter.value for _, meter, _ in rows),
-            "quantities": numbers(quantity for _, _, quantity in rows),
-            # Of the output event alone, so that sums are right.
-            "engine_ms": numbers(answer.usage.engine_ms if meter is Meter.OUTPUT else 0 for answer, meter, _ in rows),
+            "ids": numbers(answer.request_id for answer in answers),
+            "slice_ids": numbers(answer.slice_id for answer in answers),
+            "engine_ms": numbers(answer.usage.engine_ms for answer in answers),
+            **columns(answer.usage for answer in answers),
         },
     )
 

@@ -119,7 +119,7 @@ def write_lines(
         by_owner[line.event.tenant_id, line.currency].append(line)
     written: list[tuple[Line, str]] = []
     for (tenant_id, currency), owned in sorted(by_owner.items()):
-        key = _idempotency_key(source, owned)
+        key = transaction_key(source, ((line.event.request_id, line.revision) for line in owned))
         amount = exact_sum(EXACT.subtract(line.amount, line.amount_before) for line in owned)
         post_receivable(
             cursor,
@@ -154,7 +154,7 @@ def _ladder(event: Event, rates: Rates) -> Ladder:
     return Ladder(event.tenant_id, rates.rate_card_id, event.model, event.meter, rates.service_class)
 
 
-def _idempotency_key(source: str, lines: Iterable[Line]) -> str:
-    """The same for the same lines; a line is written once, so no two transactions share a key."""
-    ids = ",".join(sorted({f"{line.event.request_id}/{line.revision}" for line in lines}))
+def transaction_key(source: str, revisions: Iterable[tuple[int, int]]) -> str:
+    """The same for the same requests and revisions; a line is written once, so no two transactions share a key."""
+    ids = ",".join(sorted({f"{request_id}/{revision}" for request_id, revision in revisions}))
     return f"{source}:{hashlib.sha256(ids.encode()).hexdigest()}"

@@ -7,7 +7,6 @@ written by processes of a version before roll-ups.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,8 +16,8 @@ from typing import Any, Final
 from psycopg import Cursor
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.billing.charging import Charge
-from pipeline.billing.pricing import EXACT, ZERO
+from pipeline.billing.charging import SliceCharge
+from pipeline.billing.pricing import ZERO
 from pipeline.billing.reports import Month
 from pipeline.tables.arrays import numbers, words
 from pipeline.tables.billing import Meter
@@ -155,40 +154,25 @@ class Rebuilt:
     num_corrected: int
 
 
-@dataclass(slots=True)
-class _Sums:
-    num_events: int = 0
-    quantity: int = 0
-    engine_ms: int = 0
-    amount: Decimal = ZERO
-
-
-def add_usage(cursor: Cursor[Any], charges: Iterable[Charge]) -> None:
+def add_usage(cursor: Cursor[Any], charges: Iterable[SliceCharge]) -> None:
     """Add what was just charged, in the transaction of `cursor`, to the roll-ups.
 
     The last thing in the transaction, since it locks rows that other groups of the tenant may want. Waits for no
     answer, so that it can be part of a pipeline.
     """
-    added: dict[tuple[int, Meter, str], _Sums] = defaultdict(_Sums)
-    for charge in charges:
-        for meter, quantity in charge.answer.usage.quantities():
-            sums = added[charge.answer.slice_id, meter, charge.currency or ""]
-            sums.num_events += 1
-            sums.quantity += quantity
-            sums.engine_ms += charge.answer.usage.engine_ms if meter is Meter.OUTPUT else 0
-            sums.amount = EXACT.add(sums.amount, charge.by_meter.get(meter, ZERO))
+    added = [(charge, meter) for charge in charges for meter in charge.num_tokens]
     if not added:
         return
     cursor.execute(
         _ADD,
         {
-            "slice_ids": numbers(slice_id for slice_id, _, _ in added),
-            "meters": words(meter.value for _, meter, _ in added),
-            "currencies": words(currency for _, _, currency in added),
-            "num_events": numbers(sums.num_events for sums in added.values()),
-            "quantities": numbers(sums.quantity for sums in added.values()),
-            "engine_ms": numbers(sums.engine_ms for sums in added.values()),
-            "amounts": numbers(sums.amount for sums in added.values()),
+            "slice_ids": numbers(charge.slice_id for charge, _ in added),
+            "meters": words(meter.value for _, meter in added),
+            "currencies": words(charge.currency or "" for charge, _ in added),
+            "num_events": numbers(charge.num_events[meter] for charge, meter in added),
+            "quantities": numbers(charge.num_tokens[meter] for charge, meter in added),
+            "engine_ms": numbers(charge.engine_ms if meter is Meter.OUTPUT else 0 for charge, meter in added),
+            "amounts": numbers(charge.amounts.get(meter, ZERO) for charge, meter in added),
         },
     )
 

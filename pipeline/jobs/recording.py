@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from pipeline.billing import holds
 from pipeline.billing.cards_in_effect import RATES_OF_BATCHES, rates_by_batch
-from pipeline.billing.charging import Answer, Charge, charge
+from pipeline.billing.charging import Answer, SliceCharge, charge
 from pipeline.billing.holds import SliceCost
 from pipeline.billing.rating import TokenUsage
 from pipeline.billing.rollups import add_usage
@@ -179,7 +179,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
             cursor.execute(_DELETE_PARTS, {"ids": [outcome.request_id for outcome in new]})
             holds.announce(cursor, {outcome.claimed.tenant_id for outcome in new})
             succeeded = [outcome for outcome in new if outcome.kind is OutcomeKind.SUCCEEDED]
-            charges: Sequence[Charge] = ()
+            charges: Sequence[SliceCharge] = ()
             if succeeded:
                 _insert_results(cursor, succeeded)
                 charges = charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_batch(rates.fetchall()))
@@ -231,11 +231,9 @@ def _answer(outcome: RequestOutcome) -> Answer:
     return Answer(outcome.request_id, claimed.id, claimed.batch_id, claimed.tenant_id, claimed.model, outcome.usage)
 
 
-def _slice_costs(charges: Sequence[Charge]) -> list[SliceCost]:
+def _slice_costs(charges: Sequence[SliceCharge]) -> list[SliceCost]:
     return [
-        SliceCost(charge.answer.slice_id, charge.currency, charge.amount)
-        for charge in charges
-        if charge.amount is not None and charge.currency is not None
+        SliceCost(charge.slice_id, charge.currency, charge.amount) for charge in charges if charge.currency is not None
     ]
 
 
