@@ -45,7 +45,7 @@ from pipeline.schemas.lists import ListPage
 from pipeline.settings import get_settings
 from pipeline.tables import File
 from pipeline.tables.session import transaction
-from pipeline.tenancy.keys import Principal
+from pipeline.tenancy.keys import Principal, check_still_valid
 
 log = structlog.get_logger(__name__)
 
@@ -97,25 +97,24 @@ def _record(file_id: str, caller: Principal, upload: Upload, call: KeyedCall | N
     if expires_after is None and upload.purpose == BATCH_PURPOSE:
         expires_after = get_settings().file_expiry_seconds
     is_written = False
+
+    def record() -> FileObject:
+        file = record_upload(
+            session,
+            file_id=file_id,
+            tenant_id=caller.tenant_id,
+            project_id=caller.project_id,
+            filename=upload.filename,
+            purpose=upload.purpose,
+            num_bytes=upload.num_bytes,
+            expires_after_seconds=expires_after,
+        )
+        check_still_valid(session, caller)
+        return FileObject.of(file)
+
     try:
         with transaction() as session:
-            file = answer_once(
-                session,
-                call,
-                lambda: FileObject.of(
-                    record_upload(
-                        session,
-                        file_id=file_id,
-                        tenant_id=caller.tenant_id,
-                        project_id=caller.project_id,
-                        filename=upload.filename,
-                        purpose=upload.purpose,
-                        num_bytes=upload.num_bytes,
-                        expires_after_seconds=expires_after,
-                    )
-                ),
-                FileObject,
-            )
+            file = answer_once(session, call, record, FileObject)
             is_written = file.id == file_id
     except Exception:
         # Once the row is written, the commit may have been done although its answer was lost: then the blob stays.

@@ -139,8 +139,10 @@ def erase_tenant(
         _erase_files(engine, tenant_id)
         _erase_batches(engine, tenant_id)
         with transaction(engine) as session:
+            # Whoever writes a file or a batch of the tenant waits for this, and then finds its key revoked.
+            tenant = session.get_one(Tenant, tenant_id, with_for_update=True)
             if _is_erased(session, tenant_id):
-                record = _state(session, tenant_id, key)
+                record = _state(session, tenant, key)
                 break
     else:
         raise UserError("The tenant's data keeps growing. Is a gateway of an older version running? Try again.")
@@ -247,9 +249,9 @@ def _is_erased(session: Session, tenant_id: str) -> bool:
     return session.execute(_WITH_CONTENT, {"tenant_id": tenant_id}).first() is None
 
 
-def _state(session: Session, tenant_id: str, key: SigningKey) -> Record:
+def _state(session: Session, tenant: Tenant, key: SigningKey) -> Record:
     """Write what was erased, and sign it."""
-    tenant = session.get_one(Tenant, tenant_id, with_for_update=True)
+    tenant_id = tenant.id
     now = session.execute(select(func.now())).scalar_one()
     of_tenant = {"tenant_id": tenant_id}
     counts = session.execute(_COUNTS, of_tenant).one()._asdict()

@@ -173,6 +173,15 @@ def authenticate(session: Session, bearer: str) -> Principal:
     )
 
 
+def check_still_valid(session: Session, caller: Principal) -> None:
+    """For a call that takes long, or leaves something: nothing is left by a key that was revoked meanwhile.
+
+    Call it after what is left was written, in its transaction. Raises InvalidKeyError.
+    """
+    if session.execute(select(_is_over()).where(ApiKey.id == caller.api_key_id)).scalar_one():
+        raise InvalidKeyError
+
+
 def _is_over() -> ColumnElement[bool]:
     return or_(ApiKey.revoked_at.is_not(None), func.coalesce(ApiKey.expires_at <= func.now(), False))
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from running_gateways import serve
+from running_gateways import Tenant, error_of, serve
 from seeds import seed_tenant, sql
 from sqlalchemy import Engine
 from submitting import Bench, request_line
@@ -236,3 +237,18 @@ def test_what_was_erased_can_not_be_downloaded_nor_the_key_be_used(bench: Bench)
         for name in ("input_file_id", "output_file_id", "error_file_id"):
             assert httpx2.get(f"{address}/v1/files/{batch[name]}/content", headers=headers).status_code == 404
         assert httpx2.get(f"{address}/v1/files", headers=headers).json()["data"] == []
+
+
+def test_an_upload_that_began_before_an_erasure_leaves_nothing_after_it(
+    acme: Tenant, database: Engine, signing: None, tmp_path: Path
+) -> None:
+    def body() -> Iterator[bytes]:
+        yield b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        yield b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n{}\n'
+        erase_tenant(acme.id)
+        yield b"\r\n--b--\r\n"
+
+    answer = acme.http.post("/v1/files", content=body(), headers={"content-type": "multipart/form-data; boundary=b"})
+    assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
+    assert sql(database, "SELECT count(*) FROM files") == [(0,)]
+    assert not [path for path in (tmp_path / "blobs" / "uploads").rglob("*") if path.is_file()]
