@@ -125,13 +125,13 @@ class BatchExplanation(BaseModel):
 _MESSAGES: Final = {
     WaitReason.PREPARING: "Its input file is being read and planned.",
     WaitReason.BUDGET: "It is paused by '{pause}': there is no room for its next request. It goes on when there is.",
-    WaitReason.NO_GROUP: "No group works for the model '{model}'; {away} are drained or stopped after crashes.",
-    WaitReason.COLD_START: "The groups of the model '{model}' ({starting}) are starting.",
-    WaitReason.CLASS_AHEAD: "{by_class} slices of a higher service class wait too.",
-    WaitReason.SHARE_AHEAD: "{by_share} slices of tenants who were served less come first.",
-    WaitReason.OWN_WORK: "{own} slices of other batches of yours come first.",
+    WaitReason.NO_GROUP: "No group works for the model '{model}'. Drained, or stopped after crashes: {away}.",
+    WaitReason.COLD_START: "The groups of the model '{model}' are starting: {starting}.",
+    WaitReason.CLASS_AHEAD: "Slices of a higher service class wait too: {by_class}.",
+    WaitReason.SHARE_AHEAD: "Slices of tenants who were served less come first: {by_share}.",
+    WaitReason.OWN_WORK: "Slices of other batches of yours come first: {own}.",
     WaitReason.ENGINES_FULL: "It is next; the groups are at work on what they have.",
-    WaitReason.RUNNING: "Nothing of it waits: groups are at work on all that is left ({at_work} slices).",
+    WaitReason.RUNNING: "Nothing of it waits: groups are at work on all that is left (slices: {at_work}).",
     WaitReason.ENDED: "It is {status}.",
 }
 

@@ -99,7 +99,7 @@ def test_what_is_ahead_by_class_by_share_and_of_the_tenant_itself_is_told_apart(
     assert globex.id not in found.model_dump_json()
     assert (found.slices.pending, found.slices.at_work, found.slices.done) == (2, 0, 0)
     assert (found.estimated_start, found.estimated_finish) == (None, None)  # nothing is known of the group's speed
-    assert found.reasons[0].message == "4 slices of a higher service class wait too."
+    assert found.reasons[0].message == "Slices of a higher service class wait too: 4."
 
 
 def test_estimates_begin_when_a_group_has_been_measured(database: Engine, tenants: list[SeededTenant]) -> None:
