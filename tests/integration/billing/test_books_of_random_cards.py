@@ -14,7 +14,7 @@ from itertools import count
 
 import yaml
 from answered import answer_requests, usage
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from seeds import seed_tenant, sql
 from sqlalchemy import Engine
@@ -112,7 +112,13 @@ def expected_total(card: CardFile, batches: Sequence[Recorded]) -> Decimal:
     batches=BATCHES,
     data=st.data(),
 )
-@settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+# Without shrinking, which takes minutes of a database.
+@settings(
+    max_examples=NUM_EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
 def test_events_lines_and_ledger_are_one_sum(
     database: Engine,
     card: dict[str, object],
