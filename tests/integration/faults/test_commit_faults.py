@@ -33,6 +33,7 @@ from pipeline.fleet import UnknownGroupError, want_drain
 from pipeline.jobs import tasks
 from pipeline.jobs.audit import audit
 from pipeline.jobs.claiming import claim_slice
+from pipeline.jobs.retention import old_months
 from pipeline.settings import PREFIX, get_settings
 from pipeline.tables.session import transaction
 from workers.backends.protocol import EngineRequest, Partial, PartialChoice, Progress
@@ -215,6 +216,9 @@ class World:
     def tidy_up(self, used: str) -> None:
         again(lambda: self.tenant.client.files.retrieve(used))
         again(lambda: self.tenant.client.get(f"/batches/{self.batches['good']}/explain", cast_to=object))
+        again(lambda: self.tenant.client.get("/organization/usage/completions?start_time=0", cast_to=object))
+        again(lambda: self.tenant.client.get("/organization/costs?start_time=0", cast_to=object))
+        again(lambda: old_months(self.database, months=12))
         self.remove(used)
         old = self.upload(request_lines(1))
         sql(self.database, "UPDATE files SET expires_at = now() - interval '1 second' WHERE id = :id", id=old)
