@@ -41,6 +41,9 @@ class NoSuchInvoiceError(InvoiceError):
     """There is no such invoice."""
 
 
+#: A month can have millions of events, and all of them are read.
+_TAKE_TIME: Final = text("SET LOCAL statement_timeout = 0")
+
 _TAKE_NUMBER: Final = text("""
     INSERT INTO invoice_numbers (year, last) VALUES (:year, 1)
     ON CONFLICT (year) DO UPDATE SET last = invoice_numbers.last + 1 RETURNING last
@@ -71,6 +74,7 @@ def create_invoices(session: Session, tenant_id: str, month: Month, now: datetim
 
 def month_documents(session: Session, tenant_id: str, month: Month, now: datetime) -> list[Document]:
     """The invoices of a tenant's month as they are; those that are not made yet, as they would be. Writes nothing."""
+    session.execute(_TAKE_TIME)
     found = {invoice.currency: invoice for invoice in _of_month(session, tenant_id, month)}
     for currency in _currencies(session, tenant_id, month):
         if currency not in found:
@@ -196,7 +200,8 @@ def list_invoices(session: Session, *, tenant_id: str | None = None, month: Mont
 
 
 def lock_invoices(session: Session, tenant_id: str) -> None:
-    """Whoever handles invoices of this tenant comes after the caller's transaction."""
+    """Whoever handles invoices of this tenant comes after the caller's transaction, which may take its time."""
+    session.execute(_TAKE_TIME)
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"invoices of {tenant_id}", 0))))
 
 
