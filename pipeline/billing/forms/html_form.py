@@ -14,8 +14,8 @@ from pipeline.billing.forms.wording import cells_of, facts_of, grouped, notes_of
 from pipeline.tables.invoices import InvoiceStatus
 
 #: In the units of the SVG: the plot of days, and the bars of the others.
-_PLOT_LEFT: Final = 70
-_PLOT_WIDTH: Final = 730
+_PLOT_LEFT: Final = 96
+_PLOT_WIDTH: Final = 704
 _PLOT_TOP: Final = 10
 _PLOT_HEIGHT: Final = 175
 _BAR_WIDTH: Final = 400
@@ -37,6 +37,7 @@ def html_form(document: Document) -> Iterator[bytes]:
             lines=[cells_of(line, document.currency) for line in document.lines],
             total=f"{grouped(document.total, document.currency)} {document.currency}",
             has_usage=days.largest > 0,
+            plot_left=_PLOT_LEFT,
             day_marks=_day_marks(days, document.currency),
             day_bars=_day_bars(days, document.currency),
             charts=[_bars(chart_by_model(document)), _bars(chart_by_key(document))],
