@@ -61,7 +61,8 @@ class Audit:
 _TICKETS: Final = "no slice waits without a ticket"
 _PENDING: Final = text("""
     SELECT s.model, count(*) AS num_slices FROM slices s JOIN batches b ON b.id = s.batch_id
-    WHERE s.status = 'pending' AND b.status = 'in_progress' AND b.expires_at > now() AND b.pause_reason IS NULL GROUP BY s.model ORDER BY s.model
+    WHERE s.status = 'pending' AND b.status = 'in_progress' AND b.expires_at > now() AND b.pause_reason IS NULL
+    GROUP BY s.model ORDER BY s.model
 """)
 _UNPUBLISHED: Final = text("SELECT queue, count(*) AS num_messages FROM outbox GROUP BY queue")
 
