@@ -30,8 +30,8 @@ from pipeline.tenancy.keys import CallLimits, Principal
 
 log = structlog.get_logger(__name__)
 
-#: An answer of Redis is waited for no longer, since every call of a client waits for it.
-_ANSWER_SECONDS: Final = 0.25
+#: Redis is waited for no longer, to connect or to answer, since every call of a client waits for it.
+_ANSWER_SECONDS: Final = 1.0
 #: After a failure, Redis is left alone for so long.
 _PAUSE_SECONDS: Final = 5.0
 _MINUTE: Final = 60.0

@@ -18,6 +18,8 @@ from pipeline.celery import queue_lengths
 from pipeline.checks.findings import Verdict
 from pipeline.checks.redis_server import check_redis
 from pipeline.settings import PREFIX, get_settings
+from pipeline.tenancy.keys import CallLimits, Principal
+from pipeline.tenancy.rate_limits import RateLimits
 
 Use = Callable[[str], None]
 #: As a process of the service would: with the app's own configuration, which a process reads once.
@@ -36,15 +38,20 @@ def use(settings_env: pytest.MonkeyPatch) -> Use:
 
 
 def answers() -> bool:
-    """Whether Redis answers redis-py, which health checks use, and Kombu, which messages go through: both or none."""
+    """Whether Redis answers redis-py, by which health checks go and calls are counted, and Kombu, by which messages go:
+    all or none."""
+    caller = Principal(tenant_id="t", api_key_id="k", tenant_limits=CallLimits(9, 0))
+    is_counted = bool(RateLimits(get_settings()).count_request(caller).windows)
     (redis,) = [finding for finding in check_redis() if finding.subject == "redis"]
     try:
         queue_lengths(["control"])
     except OperationalError:
         assert redis.verdict is Verdict.FAILED
+        assert not is_counted
         assert re.search(r"\(.*: .+\)$", redis.detail), "an operator is told why"
         return False
     assert redis.verdict is Verdict.OK
+    assert is_counted
     return True
 
 
