@@ -20,7 +20,11 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from pipeline.billing.currencies import round_to_minor, rounding_of
 from pipeline.billing.rating import exact_sum
 from pipeline.errors import UserError
-from pipeline.tables import ApiKey, Meter, Pricing, Rate, RateCard, RatedLine, Tenant, UsageEvent
+from pipeline.tables import ApiKey, ArchivedUsage, Meter, Pricing, Rate, RateCard, RatedLine, Tenant, UsageEvent
+
+
+class DroppedUsageError(UserError):
+    """Some of the usage is no longer kept, so that a report would be too low."""
 
 
 class UnratedUsageError(UserError):
@@ -147,7 +151,11 @@ class Bill:
 def usage_report(
     session: Session, month: Month, *, tenant_id: str | None = None, by: Sequence[By] = ()
 ) -> list[UsageLine]:
-    """Tokens of a month by tenant and model, and by what `by` names."""
+    """Tokens of a month by tenant and model, and by what `by` names.
+
+    Raises DroppedUsageError where retention has dropped events of the month.
+    """
+    check_all_kept(session, month, tenant_id)
     keys = _keys(by)
     query = (
         select(
@@ -176,8 +184,9 @@ def usage_report(
 def bills(session: Session, month: Month, *, tenant_id: str | None = None, by: Sequence[By] = ()) -> list[Bill]:
     """One bill per tenant and currency, by tenant; none for a tenant that used nothing.
 
-    Raises UnratedUsageError where a usage event has no price: it is never taken for free.
+    Raises UnratedUsageError where a usage event has no price: it is never taken for free; and DroppedUsageError.
     """
+    check_all_kept(session, month, tenant_id)
     check_all_rated(session, month, tenant_id)
     keys = _keys(by)
     query = (
@@ -293,6 +302,20 @@ def _of_month(query: Select[*tuple[Any, ...]], month: Month, tenant_id: str | No
         .where(UsageEvent.occurred_at >= month.start, UsageEvent.occurred_at < month.end)
     )
     return query if tenant_id is None else query.where(UsageEvent.tenant_id == tenant_id)
+
+
+def check_all_kept(session: Session, month: Month, tenant_id: str | None) -> None:
+    """Raises DroppedUsageError."""
+    query = select(ArchivedUsage.starts_at).where(
+        ArchivedUsage.starts_at >= month.start, ArchivedUsage.starts_at < month.end
+    )
+    if tenant_id is not None:
+        query = query.where(ArchivedUsage.tenant_id == tenant_id)
+    if session.execute(query.limit(1)).first() is not None:
+        raise DroppedUsageError(
+            f"Usage events of {month} are no longer kept. The month's invoices have what it cost, and the roll-ups, as "
+            "/v1/organization/usage/completions shows them, its tokens by day."
+        )
 
 
 def check_all_rated(session: Session, month: Month, tenant_id: str | None) -> None:

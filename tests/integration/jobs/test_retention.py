@@ -9,9 +9,12 @@ import pytest
 from running_gateways import error_of, new_tenant, serve
 from seeds import sql
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 from submitting import Bench
 from typer.testing import CliRunner
 
+from pipeline.billing.reconciliation import reconcile
+from pipeline.billing.reports import DroppedUsageError, Month, bills, usage_report
 from pipeline.billing.rollups import rebuild
 from pipeline.cli import app
 from pipeline.jobs.audit import audit
@@ -30,9 +33,14 @@ def age(database: Engine) -> str:
     for table in PARTITIONED_TABLES:
         column = "id" if table == "requests" else "request_id"
         sql(database, f"UPDATE {table} SET {column} = {column} - (CAST(:n AS bigint) << 40)", n=MONTHS_AGO)
-    for column in ("created_at", "in_progress_at"):
-        sql(database, f"UPDATE batches SET {column} = {column} - make_interval(months => :n)", n=MONTHS_AGO)
-    sql(database, "UPDATE usage_events SET occurred_at = occurred_at - make_interval(months => :n)", n=MONTHS_AGO)
+    for moment in (
+        "batches.created_at",
+        "batches.in_progress_at",
+        "usage_events.occurred_at",
+        "ledger_transactions.created_at",
+    ):
+        table, column = moment.split(".")
+        sql(database, f"UPDATE {table} SET {column} = {column} - make_interval(months => :n)", n=MONTHS_AGO)
     rebuild(database)
     [[name]] = sql(
         database, "SELECT to_char(now() AT TIME ZONE 'UTC' - make_interval(months => :n), 'YYYY_MM')", n=MONTHS_AGO
@@ -97,6 +105,12 @@ def test_a_month_is_dropped_when_nothing_keeps_it_and_all_sums_still_hold(ended:
     assert sql(database, rollups) == before
     assert rebuild(database).num_corrected == 0
     assert drop_old_months(database, months=12) == []
+    with Session(database) as session:
+        month = Month.parse(name.replace("_", "-"))
+        for report in (usage_report, bills):
+            with pytest.raises(DroppedUsageError, match="no longer kept"):
+                report(session, month)
+    assert reconcile(database).drifts == ()
 
 
 def test_a_batch_that_has_not_ended_keeps_its_month(bench: Bench) -> None:
