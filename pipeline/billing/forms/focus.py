@@ -19,9 +19,8 @@ from pipeline.billing.pricing import EXACT, PER_TOKEN, exact_sum
 from pipeline.billing.reports import Month
 from pipeline.tables.invoices import LineKind
 
-VERSION: Final = "1.2"
-
-#: Those that are mandatory, then others that we have something to say in.
+#: Those that are mandatory, others that we have something to say in, and, empty, those that readers of earlier versions
+#: want to be there.
 COLUMNS: Final = (
     "BilledCost",
     "BillingAccountId",
@@ -59,6 +58,17 @@ COLUMNS: Final = (
     "SubAccountId",
     "SubAccountName",
     "SubAccountType",
+    "CommitmentDiscountCategory",
+    "CommitmentDiscountId",
+    "CommitmentDiscountName",
+    "CommitmentDiscountStatus",
+    "CommitmentDiscountType",
+    "RegionId",
+    "RegionName",
+    "ResourceId",
+    "ResourceName",
+    "ResourceType",
+    "Tags",
     "x_ApiKeyId",
     "x_ApiKeyName",
     "x_Model",
