@@ -59,16 +59,16 @@ def create_invoices(session: Session, tenant_id: str, month: Month, now: datetim
         raise InvoiceError(f"{month} has not begun; there is nothing to bill yet.")
     lock_invoices(session, tenant_id)
     found = {invoice.currency: invoice for invoice in _of_month(session, tenant_id, month)}
-    for currency in _currencies(session, tenant_id, month):
-        if currency not in found:
-            found[currency] = _new(session, tenant_id, month, currency, now)
-            session.add(found[currency])
-            session.flush()
-            details = {"tenant": tenant_id, "month": str(month), "currency": currency}
-            record(session, act="invoice.create", object=found[currency].id, details=details)
+    missing = [currency for currency in _currencies(session, tenant_id, month) if currency not in found]
+    for currency in missing:
+        found[currency] = _new(session, tenant_id, month, currency, now)
+        session.add(found[currency])
     for invoice in found.values():
         _advance(invoice, now)
     session.flush()
+    for currency in missing:
+        details = {"tenant": tenant_id, "month": str(month), "currency": currency}
+        record(session, act="invoice.create", object=found[currency].id, details=details)
     return [found[currency] for currency in sorted(found)]
 
 

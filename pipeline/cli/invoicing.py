@@ -45,12 +45,12 @@ def create(
 
     wanted = _month(month)
     with open_database(data_dir) as session:
-        now = database_now(session)
-        records = [
-            _record(invoice, names)
-            for tenant_id, names in _tenants(session, tenant)
-            for invoice in create_invoices(session, tenant_id, wanted, now)
-        ]
+        tenants = _tenants(session, tenant)
+    records = []
+    for tenant_id, name in tenants:
+        with open_database(data_dir) as session:  # one transaction each: it holds the lock of a tenant
+            made = create_invoices(session, tenant_id, wanted, database_now(session))
+            records += [_record(invoice, name) for invoice in made]
     _print(records, as_json, f"There is nothing to bill in {wanted}.")
 
 
