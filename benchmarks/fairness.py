@@ -7,7 +7,8 @@ Each with claims by share, and, in the same run, with claims in the order of arr
 - tenants with endless work, half with short requests and half with long ones: the largest service gap between any two,
   against its bound (docs/fairness.md), and Jain's index of what they were served;
 - two tenants of which one has three times the weight;
-- a tenant with 100 requests beside one with 100,000: its time, against its time alone.
+- a tenant with 100 requests beside one with 100,000, of the same class, and `priority` beside `flex`: its time, against
+  its time alone.
 
 Writes `benchmarks/results/fairness.json` and `fairness.svg`.
 """
@@ -23,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +48,7 @@ from pipeline.embedded import EmbeddedPostgres, new_password
 from pipeline.ids import new_id
 from pipeline.jobs.claiming import ClaimedSlice, claim_slice
 from pipeline.settings import get_settings
+from pipeline.tables import ServiceClass
 from pipeline.tables.migrating import migrate
 from pipeline.tables.session import make_engine
 
@@ -60,6 +63,8 @@ _SLICE_REQUESTS: Final = 16
 _LEAST_SERVICE: Final = 60_000
 #: Of the tenant with few requests, and of the one with many.
 _FEW: Final = (100, (100, 300))
+_SAME: Final = (ServiceClass.STANDARD, ServiceClass.STANDARD)
+_SOONER: Final = (ServiceClass.PRIORITY, ServiceClass.FLEX)
 #: When the tenant with few requests comes, in seconds, and its pause before it comes again.
 _FIRST_SECONDS: Final = 20.0
 _PAUSE_SECONDS: Final = 3.7
@@ -95,6 +100,8 @@ class Beside:
     """Simulated seconds that a small batch took: alone, and each time that it came beside a large one."""
 
     claim: str
+    #: Of the small batch, and of the large one.
+    classes: tuple[ServiceClass, ServiceClass]
     alone: float
     beside: list[float]
 
@@ -177,34 +184,50 @@ def few_beside_many(
     times: int,
     num_groups: int = 4,
     first_seconds: float = _FIRST_SECONDS,
+    classes: tuple[ServiceClass, ServiceClass] = (ServiceClass.STANDARD, ServiceClass.STANDARD),
 ) -> Beside:
     """The time of a batch of 100 requests alone, and, so many times, beside one of `num_many` of the same kind."""
-    alone = _time_of_few(make_database(), CLAIMS[claim], 0, 1, num_groups, 0.0)
-    beside = _time_of_few(make_database(), CLAIMS[claim], num_many, times, num_groups, first_seconds)
-    return Beside(claim, alone[0], beside)
+    time_of_few = partial(_time_of_few, claim=CLAIMS[claim], num_groups=num_groups, classes=classes)
+    alone = time_of_few(make_database(), num_many=0, times=1, began=0.0)
+    beside = time_of_few(make_database(), num_many=num_many, times=times, began=first_seconds)
+    return Beside(claim, classes, alone[0], beside)
 
 
 def _time_of_few(
-    database: Engine, claim: Claim, num_many: int, times: int, num_groups: int, began: float
+    database: Engine,
+    *,
+    claim: Claim,
+    num_groups: int,
+    classes: tuple[ServiceClass, ServiceClass],
+    num_many: int,
+    times: int,
+    began: float,
 ) -> list[float]:
     num_few, (prompt, answer) = _FEW
     with Session(database) as session, session.begin():
         add_model(session, num_groups)
         few, many = add_tenant(session, "few"), add_tenant(session, "many")
 
-    def submit(tenant: SimulatedTenant, num_requests: int) -> str:
+    def submit(tenant: SimulatedTenant, num_requests: int, service_class: ServiceClass) -> str:
         with database.begin() as conn:
             sizes = planned_sizes(conn, num_requests, prompt, answer)
-            return add_batch(conn, tenant, sizes=sizes, num_prompt_tokens=prompt, max_tokens=answer)
+            return add_batch(
+                conn,
+                tenant,
+                sizes=sizes,
+                num_prompt_tokens=prompt,
+                max_tokens=answer,
+                service_class=service_class,
+            )
 
     if num_many:
-        submit(many, num_many)
+        submit(many, num_many, classes[1])
     watch, durations = Watch(), []
     groups = _groups(database, claim, watch, num_groups)
     for _ in range(times):
         batch_ids: list[str] = []
         seen = len(watch.served)
-        arrivals = [(began, lambda ids=batch_ids: ids.append(submit(few, num_few)))]
+        arrivals = [(began, lambda ids=batch_ids: ids.append(submit(few, num_few, classes[0])))]
 
         def is_done(_: float, ids: list[str] = batch_ids, seen: int = seen) -> bool:
             return bool(ids) and sum(e[4] for e in watch.served[seen:] if e[2] == ids[0]) == num_few
@@ -265,12 +288,10 @@ def main() -> None:
                 console.print(_line(runs[-1]))
             weighted.append(endless(make(), claim, [1, 3], service=options.work // 4))
             console.print("weights 1 and 3:", _line(weighted[-1]))
-            times = 5 if claim == "share" else 1
-            beside.append(few_beside_many(make, claim, options.large, times=times))
-            console.print(
-                f"100 requests beside {options.large:,}, by {claim}: {statistics.median(beside[-1].beside):.1f} s "
-                f"(at most {max(beside[-1].beside):.1f}); alone {beside[-1].alone:.1f} s: {beside[-1].ratio:.2f} times"
-            )
+            for classes in (_SAME, _SOONER) if claim == "share" else (_SAME,):
+                times = 5 if claim == "share" else 1
+                beside.append(few_beside_many(make, claim, options.large, times=times, classes=classes))
+                console.print(_beside_line(beside[-1], options.large))
     RESULTS.mkdir(exist_ok=True)
     report: dict[str, Any] = {
         "machine": describe_machine(),
@@ -289,6 +310,14 @@ def _line(run: Endless) -> str:
     return (
         f"{run.num_tenants} tenants by {run.claim}: service {run.least:,.0f} to {run.most:,.0f}, greatest gap "
         f"{run.greatest_gap:,.0f} of {run.bound:,.0f} allowed, Jain's index {run.jain:.4f}"
+    )
+
+
+def _beside_line(run: Beside, num_many: int) -> str:
+    kinds = " beside ".join(run.classes)
+    return (
+        f"100 requests beside {num_many:,}, {kinds}, by {run.claim}: {statistics.median(run.beside):.1f} s (at most "
+        f"{max(run.beside):.1f}); alone {run.alone:.1f} s: {run.ratio:.2f} times"
     )
 
 

@@ -16,7 +16,7 @@ from pipeline.jobs.claiming import ClaimedSlice
 from pipeline.jobs.fairness import lift, set_weight
 from pipeline.jobs.planning import Order, cut_order
 from pipeline.settings import get_settings
-from pipeline.tables import ServedModel
+from pipeline.tables import ServedModel, ServiceClass
 from pipeline.tenancy.keys import create_key
 from pipeline.tenancy.tenants import ensure_tenant
 from pipeline.tokenization import pack_token_ids
@@ -66,15 +66,15 @@ _BATCH: Final = text("""
         VALUES (:file_id, :tenant_id, 'in.jsonl', 'batch', 1, :file_id)
     )
     INSERT INTO batches (id, tenant_id, api_key_id, input_file_id, endpoint, completion_window, on_invalid, status,
-                         expires_at, in_progress_at, model, num_requests)
+                         service_class, expires_at, in_progress_at, model, num_requests)
     VALUES (:id, :tenant_id, :api_key_id, :file_id, '/v1/completions', '24h', 'fail', 'in_progress',
-            now() + interval '24 h', now(), :model, :num_requests)
+            :service_class, now() + interval '24 h', now(), :model, :num_requests)
 """)
 _SLICES: Final = text("""
-    INSERT INTO slices (batch_id, tenant_id, model, position, deadline, num_requests, num_unfinished, num_tokens,
-                        num_prompt_tokens, num_answer_tokens, status)
-    SELECT b.id, b.tenant_id, b.model, place - 1, b.expires_at, size, size, size * (:prompt + :answer), size * :prompt,
-           size * :answer, 'pending'
+    INSERT INTO slices (batch_id, tenant_id, service_class, model, position, deadline, num_requests, num_unfinished,
+                        num_tokens, num_prompt_tokens, num_answer_tokens, status)
+    SELECT b.id, b.tenant_id, b.service_class, b.model, place - 1, b.expires_at, size, size,
+           size * (:prompt + :answer), size * :prompt, size * :answer, 'pending'
     FROM batches b, unnest(CAST(:sizes AS bigint[])) WITH ORDINALITY AS cut (size, place)
     WHERE b.id = :id ORDER BY place
 """)
@@ -89,7 +89,13 @@ _REQUESTS: Final = text("""
 
 
 def add_batch(
-    conn: Connection, tenant: SimulatedTenant, *, sizes: Sequence[int], num_prompt_tokens: int, max_tokens: int
+    conn: Connection,
+    tenant: SimulatedTenant,
+    *,
+    sizes: Sequence[int],
+    num_prompt_tokens: int,
+    max_tokens: int,
+    service_class: ServiceClass = ServiceClass.STANDARD,
 ) -> str:
     """A batch of slices of so many requests each; its tenant comes in as planning lets it."""
     batch_id = new_id("batch")
@@ -99,6 +105,7 @@ def add_batch(
         "api_key_id": tenant.api_key_id,
         "file_id": new_file_id(),
         "model": MODEL,
+        "service_class": service_class.value,
         "num_requests": sum(sizes),
         "sizes": list(sizes),
         "prompt": num_prompt_tokens,
