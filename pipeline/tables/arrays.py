@@ -15,8 +15,8 @@ def numbers(values: Iterable[int | Decimal | None]) -> str:
 
 
 def words(values: Iterable[str]) -> str:
-    """The literal of an array of texts that are any but NULL."""
-    return "{" + ",".join([value if value.isalnum() else _quoted(value) for value in values]) + "}"
+    """The literal of an array of texts, of which none is NULL."""
+    return "{" + ",".join([_quoted(value) for value in values]) + "}"
 
 
 def _quoted(value: str) -> str:
