@@ -114,6 +114,8 @@ class Results:
     server_cpu: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     #: Outcomes per second of a group with an echo engine.
     group_speed: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in GROUP_KINDS})
+    #: Milliseconds of processor time for as many outcomes as a transaction has, of the group and PostgreSQL together.
+    group_cpu: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in GROUP_KINDS})
 
     def median(self, kind: str) -> float:
         return statistics.median(self.milliseconds[kind])
@@ -123,6 +125,12 @@ class Results:
         """Outcomes per second with billing, in those without; of rounds that follow each other."""
         pairs = zip(self.milliseconds["without billing"], self.milliseconds["as it is"], strict=True)
         return statistics.median(without / with_it for without, with_it in pairs)
+
+    @property
+    def group_cpu_ratio(self) -> float:
+        """Of processor time, which does not depend on who else wants the cores."""
+        pairs = zip(self.group_cpu["as it is"], self.group_cpu["without billing"], strict=True)
+        return statistics.median(without / with_it for with_it, without in pairs)
 
     @property
     def group_ratio(self) -> float:
@@ -191,10 +199,13 @@ def measure_group(server: EmbeddedPostgres, database: Engine, folder: Path, resu
         for place, kind in enumerate(GROUP_KINDS):
             batch_id = f"batch_group_{number}_{place}"
             _execute(server, _BATCH.format(batch=batch_id, requests=GROUP_REQUESTS, slice=SLICE_REQUESTS))
+            before = time.process_time() + _server_cpu(server)
             with leaving_out(KINDS[kind]):
                 seconds = _answer(database, model, batch_id)
+            cpu_ms = (time.process_time() + _server_cpu(server) - before) * 1000
             if number:
                 results.group_speed[kind].append(GROUP_REQUESTS / seconds)
+                results.group_cpu[kind].append(cpu_ms / GROUP_REQUESTS * results.num_outcomes)
 
 
 def _answer(database: Engine, model: Path, batch_id: str) -> float:
@@ -313,8 +324,9 @@ def table(results: Results) -> Table:
             f"{results.num_groups * results.num_outcomes / milliseconds * 1000:,.0f}",
         )
     for kind in GROUP_KINDS:
-        shown.add_row(f"a group, {kind}", "", "", "", f"{statistics.median(results.group_speed[kind]):,.0f}")
-    shown.add_row("a group, ratio", "", "", "", f"{results.group_ratio:.2f}")
+        cpu = f"{statistics.median(results.group_cpu[kind]):.2f} both"
+        shown.add_row(f"a group, {kind}", "", cpu, "", f"{statistics.median(results.group_speed[kind]):,.0f}")
+    shown.add_row("a group, ratio", "", f"{results.group_cpu_ratio:.2f}", "", f"{results.group_ratio:.2f}")
     return shown
 
 
