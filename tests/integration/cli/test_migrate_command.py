@@ -12,7 +12,7 @@ from pipeline.settings import PREFIX, get_settings
 
 def test_migrating_twice_says_so(database: Engine) -> None:
     with database.begin() as conn:
-        conn.exec_driver_sql("DROP SCHEMA public CASCADE")
+        conn.exec_driver_sql("DROP SCHEMA public, partitions CASCADE")
         conn.exec_driver_sql("CREATE SCHEMA public")
 
     first = CliRunner().invoke(app, ["migrate"], catch_exceptions=False)
