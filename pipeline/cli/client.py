@@ -101,9 +101,10 @@ def batches(
         typer.echo(json.dumps([batch.model_dump(mode="json") for batch in found], indent=2))
         return
     from pipeline.cli.rendering import print_table
+    from pipeline.cli.watching import status_of
 
     rows = [
-        [batch.id, batch.status, batch.model or "", str(counts.total), str(counts.completed), str(counts.failed)]
+        [batch.id, status_of(batch), batch.model or "", str(counts.total), str(counts.completed), str(counts.failed)]
         for batch in found
         if (counts := batch.request_counts) is not None
     ]
@@ -180,6 +181,10 @@ def _print_batch(batch: Batch, as_json: bool) -> None:
     if counts is not None and counts.total:
         line += f" ({counts.total} requests, {counts.completed} completed, {counts.failed} failed)"
     typer.echo(line)
+    if reason := getattr(batch, "pause_reason", None):
+        typer.echo(
+            f"  It is paused: the budget {reason} has no room. What it has is kept, and it goes on by itself.", err=True
+        )
     found = (batch.errors.data if batch.errors else None) or []
     print_errors([error.model_dump() for error in found[:_SHOWN_ERRORS]], len(found))
 

@@ -19,6 +19,11 @@ _FIRST_SECONDS = 0.2
 _LONGEST_SECONDS = 2.0
 
 
+def status_of(batch: Batch) -> str:
+    """For people: its status, and whether it is paused."""
+    return f"{batch.status} (paused)" if getattr(batch, "pause_reason", None) else batch.status
+
+
 def wait_for_end(client: OpenAI, batch: Batch) -> Batch:
     """The batch as it is when it has ended."""
     pause = _FIRST_SECONDS
@@ -63,7 +68,7 @@ class _Bar(_Silent):
         rate = (num_tokens - self._num_tokens) / seconds if seconds else 0.0
         self.progress.update(
             self._task,
-            description=batch.status,
+            description=status_of(batch),
             total=(counts.total or None) if counts else None,
             completed=counts.completed + counts.failed if counts else 0,
             rate=f"{rate:,.0f} tokens/s" if rate else "",

@@ -207,7 +207,7 @@ class BatchObject(BaseModel):
             receipts=batch.has_receipts,
             quote_id=batch.quote_id,
             max_cost=None if batch.max_cost is None else decimal_text(batch.max_cost),
-            pause_reason=batch.pause_reason,
+            pause_reason=batch.pause_reason if batch.status is BatchStatus.IN_PROGRESS else None,
             metadata=batch.metadata_,
         )
 
