@@ -10,15 +10,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
-from decimal import Decimal
-from typing import Any
+from decimal import Decimal, Inexact
+from typing import Any, Final
 
 from pipeline.billing.currencies import round_to_minor
-from pipeline.billing.rating import exact_sum
+from pipeline.billing.pricing import EXACT, exact_sum
 from pipeline.billing.reports import Month
 from pipeline.tables.batches import ServiceClass
 from pipeline.tables.billing import Meter
 from pipeline.tables.invoices import InvoiceStatus, LineKind
+
+_MILLION: Final = Decimal(1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,16 @@ class Line:
     unit_price: Decimal | None = None
     quantity: int | None = None
     credit_note_id: str | None = None
+
+    @property
+    def net_price(self) -> Decimal | None:
+        """What 1,000,000 tokens of it cost after discount and service class, where one price holds for all of them."""
+        if self.unit_price is None or not self.quantity:
+            return None
+        try:
+            return EXACT.divide(EXACT.multiply(self.exact, _MILLION), Decimal(self.quantity))
+        except Inexact:
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,7 +57,13 @@ def chart_by_model(document: Document) -> Chart:
 
 
 def chart_by_key(document: Document) -> Chart:
-    return _largest_first("By key", document, lambda item: document.name_of(item.api_key_id))
+    """Keys of one name are told apart by the end of their ids."""
+    keys = {item.api_key_id for item in document.items}
+    names = Counter(document.name_of(key) for key in keys)
+    labels = {
+        key: name if names[name] == 1 else f"{name} (…{key[-6:]})" for key in keys for name in [document.name_of(key)]
+    }
+    return _largest_first("By key", document, lambda item: labels[item.api_key_id])
 
 
 def chart_by_day(document: Document) -> Chart:

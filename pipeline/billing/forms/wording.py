@@ -60,7 +60,7 @@ def cells_of(line: Line, currency: str) -> Sequence[str]:
     return (
         line.description,
         "" if line.quantity is None else grouped(line.quantity),
-        "" if line.unit_price is None else grouped(line.unit_price, currency),
+        "" if line.net_price is None else grouped(line.net_price, currency),
         grouped(line.amount, currency),
     )
 
@@ -68,7 +68,7 @@ def cells_of(line: Line, currency: str) -> Sequence[str]:
 def notes_of(document: Document) -> Sequence[str]:
     """What stands at the end of an invoice."""
     notes = [
-        "Prices are of 1,000,000 tokens, before the discount of batches and the factor of the service class. Each line "
+        "Prices are of 1,000,000 tokens, after the discount of batches and the factor of the service class. Each line "
         "is rounded once, half away from zero; the line of rounding makes the lines add up to the exact sum, which is "
         f"{exact_text(document.exact, document.currency)} {document.currency}, rounded once."
     ]

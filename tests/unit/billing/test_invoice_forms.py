@@ -23,7 +23,7 @@ from pipeline.billing.forms.html_form import html_form
 from pipeline.billing.forms.json_form import json_form
 from pipeline.billing.forms.pdf_form import pdf_form
 from pipeline.billing.forms.tables import csv_form
-from pipeline.billing.forms.wording import grouped
+from pipeline.billing.forms.wording import cells_of, grouped
 from pipeline.billing.forms.xlsx_form import xlsx_form
 from pipeline.billing.ledger import Account
 from pipeline.billing.pricing import exact_sum
@@ -163,6 +163,28 @@ def test_focus_has_its_mandatory_columns_and_marks_corrections_alone() -> None:
     assert {row["ChargeClass"] for row in rows if row["ChargePeriodStart"].startswith("2026-10")} == {"Correction"}
     assert {row["ChargeClass"] for row in rows if row["ChargePeriodStart"].startswith("2026-11")} == {""}
     assert {row["ChargeCategory"] for row in rows} <= {"Usage", "Purchase", "Credit", "Adjustment"}
+
+
+def test_people_read_the_price_that_they_pay() -> None:
+    document = make_document(Random(1), num_items=1, num_charges=0)
+    line = type(document.lines[0])(
+        **{
+            **vars(document.lines[0]),
+            "unit_price": Decimal("0.9"),
+            "quantity": 3_000_000,
+            "exact": Decimal("1.35"),
+            "amount": Decimal("1.35"),
+        }
+    )
+    assert cells_of(line, "USD")[1:] == ("3,000,000", "0.45", "1.35")
+    assert cells_of(type(line)(**{**vars(line), "quantity": 7}), "USD")[2] == ""  # no one price makes that
+
+
+def test_keys_of_one_name_have_a_bar_each() -> None:
+    document = make_document(Random(2), num_items=50, names={f"key_{number}": "key" for number in range(13)})
+    labels = [bar.label for bar in chart_by_key(document).bars]
+    assert len(labels) == len(set(labels)) == 8
+    assert labels[0].startswith("key (…")
 
 
 def test_charts_show_all_usage_of_the_month() -> None:
