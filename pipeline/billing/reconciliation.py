@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from pipeline.billing.late_rating import UNRATED
-from pipeline.billing.pricing import exact_sum
+from pipeline.billing.pricing import EXACT, ZERO, exact_sum
 from pipeline.billing.reports import Month
 from pipeline.billing.rerating import rate_by_own_cards
 from pipeline.tables.session import get_engine
@@ -69,7 +69,7 @@ class Reconciliation:
 
     def total(self, check: Check) -> Decimal:
         """Over all tenants and months; of money, over all currencies, as a measure alone."""
-        return exact_sum(abs(drift.amount) for drift in self.drifts if drift.check is check)
+        return exact_sum(drift.amount.copy_abs() for drift in self.drifts if drift.check is check)
 
 
 # Of batches whose requests are all there: retention drops what is older than anybody bills.
@@ -121,6 +121,20 @@ _QUERIES: Final = {
         SELECT u.tenant_id, '' AS currency, sum(abs(l.quantity - u.quantity))
         FROM usage_events u JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter
         WHERE {_OF_MONTH} GROUP BY u.tenant_id
+    """,  # noqa: S608
+    # Of flat prices; the others are rated again. A line that differs in its price or currency counts as one unit of the
+    # last digit, at least.
+    RATED_AMOUNT: f"""
+        SELECT u.tenant_id, l.currency, sum(greatest(
+            abs(l.amount - l.quantity * r.unit_price / 1000000 * (1 - k.batch_discount) * CASE u.service_class
+                WHEN 'priority' THEN k.priority_multiplier WHEN 'flex' THEN k.flex_multiplier ELSE 1 END),
+            CASE WHEN l.unit_price IS DISTINCT FROM r.unit_price OR l.currency <> k.currency
+                THEN 0.000000000000001 ELSE 0 END
+        ))
+        FROM usage_events u JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter
+        JOIN rate_cards k ON k.id = l.rate_card_id
+        JOIN rates r ON r.rate_card_id = k.id AND r.model = u.model AND r.meter = l.meter
+        WHERE r.pricing = 'flat' AND r.minimum = 0 AND {_OF_MONTH} GROUP BY u.tenant_id, l.currency
     """,  # noqa: S608
     # Of lines whose month was dropped, the roll-ups have the sum.
     LEDGER: f"""
@@ -193,18 +207,19 @@ def _drifts(session: Session, month: Month, names: dict[str, str], tenant_id: st
         "month_end": month.end,
         "tenant_id": tenant_id,
     }
-    found = []
+    amounts: dict[tuple[str, Check, str], Decimal] = defaultdict(lambda: ZERO)
     for check, query in _QUERIES.items():
         wanted = {name: value for name, value in values.items() if f":{name}" in query}
         for owner, currency, amount in session.execute(text(query), wanted):
-            if amount:
-                found.append(Drift(month, owner, names[owner], check, Decimal(amount), currency))
-    changes: dict[tuple[str, str], list[Decimal]] = defaultdict(list)
-    for one in rate_by_own_cards(session, month, tenant_id=tenant_id).differences:
+            amounts[owner, check, currency] = Decimal(amount)
+    for one in rate_by_own_cards(session, month, tenant_id=tenant_id, only_stepped=True).differences:
         if one.num_changed:
-            # A line that differs in anything but its amount counts as one unit of its last digit.
-            changes[one.tenant_id, one.currency].append(max(abs(one.change), Decimal("1e-15")))
-    for (owner, currency), amounts in changes.items():
-        found.append(Drift(month, owner, names[owner], RATED_AMOUNT, exact_sum(amounts), currency))
+            key = one.tenant_id, RATED_AMOUNT, one.currency
+            amounts[key] = EXACT.add(amounts[key], max(one.change.copy_abs(), Decimal("1e-15")))
+    found = [
+        Drift(month, owner, names[owner], check, amount, currency)
+        for (owner, check, currency), amount in amounts.items()
+        if amount
+    ]
     order = {check: position for position, check in enumerate(CHECKS)}
     return sorted(found, key=lambda drift: (drift.tenant, order[drift.check], drift.currency))

@@ -56,6 +56,10 @@ _LINES: Final = """
     JOIN rate_cards k ON k.id = l.rate_card_id
     JOIN batches b ON b.id = u.batch_id
     WHERE u.tenant_id = %(tenant_id)s AND u.occurred_at >= %(month_start)s AND u.occurred_at < %(month_end)s
+      AND (NOT %(stepped)s OR NOT EXISTS (
+          SELECT FROM rates r WHERE r.rate_card_id = l.rate_card_id AND r.model = u.model AND r.meter = l.meter
+            AND r.pricing = 'flat' AND r.minimum = 0
+      ))
     ORDER BY u.occurred_at, u.request_id, u.meter
 """
 
@@ -138,12 +142,17 @@ class _Totals:
         return Rerating(month, differences, self.digest_before.hexdigest(), self.digest_after.hexdigest(), card)
 
 
-def rate_by_own_cards(session: Session, month: Month, *, tenant_id: str | None = None) -> Rerating:
-    """Rate every line of a month by the card that it names: each must come out as it is, byte for byte."""
+def rate_by_own_cards(
+    session: Session, month: Month, *, tenant_id: str | None = None, only_stepped: bool = False
+) -> Rerating:
+    """Rate every line of a month by the card that it names: each must come out as it is, byte for byte.
+
+    With `only_stepped`, lines whose price depends on what was used before; the others a query can multiply.
+    """
     totals = _Totals(_tenants(session, month, tenant_id))
     rates_of = _Cards(session)
     for owner in totals.names:
-        for recorded in _recorded(session, month, owner):
+        for recorded in _recorded(session, month, owner, only_stepped=only_stepped):
             line = recorded.line
             rates = rates_of(line.event, line.rate_card_id, recorded.service_class)
             totals.add(line, line if rates is None else line_of(line.event, rates, line.quantity_before))
@@ -256,9 +265,14 @@ def _tenants(session: Session, month: Month, tenant_id: str | None) -> dict[str,
     return {row.id: row.name for row in session.execute(_TENANTS, values)}
 
 
-def _recorded(session: Session, month: Month, tenant_id: str) -> Iterator[_Recorded]:
+def _recorded(session: Session, month: Month, tenant_id: str, *, only_stepped: bool = False) -> Iterator[_Recorded]:
     """In the order in which they were used; read in parts, so that a month of any size is."""
-    values = {"tenant_id": tenant_id, "month_start": month.start, "month_end": month.end}
+    values = {
+        "tenant_id": tenant_id,
+        "month_start": month.start,
+        "month_end": month.end,
+        "stepped": only_stepped,
+    }
     with driver_of(session).cursor("lines_of_month") as cursor:
         cursor.itersize = _CHUNK
         cursor.execute(_LINES, values)

@@ -83,6 +83,7 @@ def audit(
 
     Reads alone, beside running processes. Exit code 1 if anything differs, or has no price.
     """
+    from pipeline.billing.currencies import decimal_text
     from pipeline.billing.reconciliation import CHECKS, reconcile
     from pipeline.billing.reports import Month
     from pipeline.cli.rendering import print_table
@@ -97,7 +98,7 @@ def audit(
             "tenant": drift.tenant,
             "tenant_id": drift.tenant_id,
             "check": drift.check.name,
-            "drift": f"{drift.amount:f}",
+            "drift": decimal_text(drift.amount),
             "unit": drift.currency or drift.check.unit,
         }
         for drift in found.drifts
