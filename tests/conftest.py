@@ -72,7 +72,7 @@ def database(postgres_server: EmbeddedPostgres, settings_env: pytest.MonkeyPatch
     name = new_id("test")
     admin = postgres_server.url.replace("postgresql+psycopg", "postgresql")
     with psycopg.connect(admin, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name} TEMPLATE template")
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE template STRATEGY file_copy")  # twice as fast as the default
     settings_env.setenv(PREFIX + "DATABASE_URL", postgres_server.url.rsplit("/", 1)[0] + "/" + name)
     get_settings.cache_clear()
     engine = get_engine()
