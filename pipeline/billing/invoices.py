@@ -41,8 +41,11 @@ class NoSuchInvoiceError(InvoiceError):
     """There is no such invoice."""
 
 
-#: A month can have millions of events, and all of them are read.
-_TAKE_TIME: Final = text("SET LOCAL statement_timeout = 0")
+#: A month can have millions of events, and all of them are read; others wait for that as long.
+_TAKE_TIME: Final = text("SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '30min', true)")
+
+#: Beside others that issue; `rerating` and `late_rating` take the same lock alone.
+_HOLD_RATING: Final = text("SELECT pg_advisory_xact_lock_shared(hashtextextended('rating again', 0))")
 
 _TAKE_NUMBER: Final = text("""
     INSERT INTO invoice_numbers (year, last) VALUES (:year, 1)
@@ -95,6 +98,7 @@ def finalize_invoice(
     books of its month do not agree; UnratedUsageError where a usage event has no price.
     """
     settings = get_settings()
+    hold_rating(session)
     invoice = _locked(session, invoice_id)
     month = Month.of_day(invoice.month_start)
     if invoice.status is InvoiceStatus.VOID or invoice.number is not None:
@@ -203,6 +207,15 @@ def lock_invoices(session: Session, tenant_id: str) -> None:
     """Whoever handles invoices of this tenant comes after the caller's transaction, which may take its time."""
     session.execute(_TAKE_TIME)
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"invoices of {tenant_id}", 0))))
+
+
+def hold_rating(session: Session) -> None:
+    """Nobody rates anything again until the caller's transaction ends, so that an invoice has all of it or nothing.
+
+    For the audit of books the moment of the issue should come after this: what was rated before is then on the invoice.
+    """
+    session.execute(_TAKE_TIME)
+    session.execute(_HOLD_RATING)
 
 
 def database_now(session: Session) -> datetime:

@@ -62,7 +62,7 @@ def finalize(
     as_json: bool = JSON,
 ) -> None:
     """Issue drafts: number them, and close them for ever. Each is one transaction; a failure leaves the others done."""
-    from pipeline.billing.invoices import database_now, finalize_invoice, list_invoices
+    from pipeline.billing.invoices import database_now, finalize_invoice, hold_rating, list_invoices
     from pipeline.tables import InvoiceStatus
 
     if bool(invoice) == (month is not None):
@@ -77,6 +77,7 @@ def finalize(
     for name in names:
         try:
             with open_database(data_dir) as session:
+                hold_rating(session)
                 issued = finalize_invoice(session, name, database_now(session))
                 records.append(_record(issued, _name_of(session, issued.tenant_id)))
         except UserError as error:

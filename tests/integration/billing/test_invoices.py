@@ -197,6 +197,18 @@ def test_a_void_invoice_keeps_its_number_and_its_month_is_billed_again(database:
     assert balance(database, "invoiced") == second.total
 
 
+def test_nothing_is_rated_again_while_an_invoice_is_issued(database: Engine) -> None:
+    with transaction() as session:
+        key = make_key(session, "acme")
+        use(session, make_batch(session, key), "tiny", (10, 0, 1), at=MID_OCTOBER, card=make_card(session))
+        [draft] = create_invoices(session, key.tenant_id, OCTOBER, AFTER_OCTOBER)
+    lock = "SELECT pg_try_advisory_xact_lock(hashtextextended('rating again', 0))"
+    with transaction() as session:
+        finalize(session, draft.id, AFTER_OCTOBER)
+        assert sql(database, lock) == [(False,)]
+    assert sql(database, lock) == [(True,)]
+
+
 def test_usage_without_a_price_keeps_an_invoice_from_being_issued(database: Engine) -> None:
     with transaction() as session:
         key = make_key(session, "acme")
