@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.jobs.cancelling import BatchNotFoundError
 from pipeline.jobs.estimating import Ahead, time_for, work_ahead
-from pipeline.jobs.fairness import EXPECTED_COST, weights_of
+from pipeline.jobs.fairness import EXPECTED_COST, ITS_BATCH_IS_WORKED_ON, weights_of
 from pipeline.jobs.load import Load, Queue, load_of
 from pipeline.settings import get_settings
 from pipeline.tables import Batch, BatchStatus, ServiceClass
@@ -101,9 +101,9 @@ _SLICES: Final = text(f"""
 """)  # noqa: S608 - constants
 _OWN_AHEAD: Final = text(f"""
     SELECT count(*) AS num_slices, coalesce(sum({EXPECTED_COST}), 0) AS cost
-    FROM slices s JOIN batches b ON b.id = s.batch_id JOIN batches me ON me.id = :batch_id
-    WHERE s.model = me.model AND s.status = 'pending' AND s.service_class = me.service_class
-      AND s.tenant_id = me.tenant_id AND s.batch_id <> me.id AND b.status = 'in_progress' AND b.pause_reason IS NULL
+    FROM batches me, slices s
+    WHERE me.id = :batch_id AND s.model = me.model AND s.status = 'pending' AND s.service_class = me.service_class
+      AND s.tenant_id = me.tenant_id AND s.batch_id <> me.id AND {ITS_BATCH_IS_WORKED_ON}
       AND (s.deadline, s.id) < (SELECT deadline, id FROM slices
                                 WHERE batch_id = me.id AND status = 'pending' ORDER BY deadline, id LIMIT 1)
 """)  # noqa: S608 - constants

@@ -42,8 +42,12 @@ EXPECTED_COST: Final = """(
          ELSE s.num_tokens END * s.num_unfinished / s.num_requests
 )"""
 
-#: Whether a batch `b` is worked on.
-IS_WORKED_ON: Final = "b.status = 'in_progress' AND b.expires_at > now() AND b.pause_reason IS NULL"
+#: Whether a batch `b` is worked on. Not a plain condition: of old statistics PostgreSQL might conclude that next
+#: to none are in progress, and look through all that are for each slice.
+IS_WORKED_ON: Final = "(b.status = 'in_progress' AND b.expires_at > now() AND b.pause_reason IS NULL) IS TRUE"
+
+#: The same of the batch of a slice `s`, looked up by its key whatever the statistics are.
+ITS_BATCH_IS_WORKED_ON: Final = f"(SELECT {IS_WORKED_ON} FROM batches b WHERE b.id = s.batch_id)"  # noqa: S608
 
 #: Two common tables for `WITH RECURSIVE`, of the model `:model`. `heads`: the first slice in the queue of each tenant
 #: in each class, found by an index lookup each, however many slices wait. `counters`: of everyone who was ever served.
@@ -87,9 +91,9 @@ _LIFT: Final = text(f"""
     ), {HEADS}, {AT_WORK}, waiting AS (
         SELECT h.tenant_id FROM heads h JOIN me ON me.service_class = h.service_class AND me.tenant_id <> h.tenant_id
         WHERE EXISTS (
-            SELECT FROM slices s JOIN batches b ON b.id = s.batch_id
+            SELECT FROM slices s
             WHERE s.model = :model AND s.status = 'pending' AND s.service_class = h.service_class
-              AND s.tenant_id = h.tenant_id AND {IS_WORKED_ON}
+              AND s.tenant_id = h.tenant_id AND {ITS_BATCH_IS_WORKED_ON}
         )
     ), tenants AS (
         SELECT f.tenant_id FROM fair_shares f JOIN me ON f.model = :model AND f.service_class = me.service_class
@@ -112,9 +116,9 @@ _LIFT: Final = text(f"""
     LEFT JOIN at_work w ON w.service_class = me.service_class AND w.tenant_id = me.tenant_id
     LEFT JOIN tenant_weights weights ON weights.tenant_id = me.tenant_id
     WHERE NOT EXISTS (
-        SELECT FROM slices s JOIN batches b ON b.id = s.batch_id
+        SELECT FROM slices s
         WHERE s.model = :model AND s.status = 'pending' AND s.service_class = me.service_class
-          AND s.tenant_id = me.tenant_id AND b.id <> :batch_id AND {IS_WORKED_ON}
+          AND s.tenant_id = me.tenant_id AND s.batch_id <> :batch_id AND {ITS_BATCH_IS_WORKED_ON}
     )
     ON CONFLICT (model, service_class, tenant_id) DO UPDATE SET served = greatest(f.served, excluded.served)
 """)  # noqa: S608 - constants

@@ -16,7 +16,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
-from pipeline.jobs.fairness import AT_WORK, COUNTER, EXPECTED_COST, IS_WORKED_ON, weights_of
+from pipeline.jobs.fairness import AT_WORK, COUNTER, EXPECTED_COST, ITS_BATCH_IS_WORKED_ON, weights_of
 from pipeline.settings import get_settings
 from pipeline.tables.batches import ServiceClass
 
@@ -26,8 +26,8 @@ _MAX_ATTEMPTS: Final = 300
 _QUEUES: Final = text(f"""
     WITH pending AS (
         SELECT s.service_class, s.tenant_id, sum({EXPECTED_COST}) AS cost, count(*) AS num_slices
-        FROM slices s JOIN batches b ON b.id = s.batch_id
-        WHERE s.model = :model AND s.status = 'pending' AND {IS_WORKED_ON} GROUP BY s.service_class, s.tenant_id
+        FROM slices s WHERE s.model = :model AND s.status = 'pending' AND {ITS_BATCH_IS_WORKED_ON}
+        GROUP BY s.service_class, s.tenant_id
     ), {AT_WORK}
     SELECT service_class, tenant_id, coalesce(p.cost, 0) AS pending_cost, coalesce(p.num_slices, 0) AS num_pending,
            coalesce(w.cost, 0) AS cost_at_work, coalesce(w.num_slices, 0) AS num_at_work,
