@@ -193,6 +193,13 @@ def _decimals(number: Decimal) -> int:
 class _Loader(yaml.BaseLoader):
     """Reads every scalar as its text: a number that became binary on the way would be another number."""
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            # Some of them, each of some others, are more than any memory holds.
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise RateCardError(f"Line {mark.line + 1} has an alias (`*`): write out what it stands for.")
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
@@ -208,6 +215,8 @@ def _read(kind: type[BaseModel], content: str) -> Any:
         document = yaml.load(content, Loader=_Loader)  # noqa: S506 — it makes texts, lists and mappings alone
     except yaml.YAMLError as error:
         raise RateCardError(f"The card is no YAML: {error}") from None
+    except RecursionError:
+        raise RateCardError("The card is nested too deeply to be one.") from None
     if not isinstance(document, dict):
         raise RateCardError("The card must be a mapping: see `ryzanstein rates apply --help`.")
     try:
@@ -215,4 +224,4 @@ def _read(kind: type[BaseModel], content: str) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "card"
-        raise RateCardError(f"{where}: {first['msg']}; found {first['input']!r}") from None
+        raise RateCardError(f"{where}: {first['msg']}; found {str(first['input'])[:100]!r}") from None

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.billing.card_files import read_card_file, read_overrides_file
 from pipeline.billing.pricing import Rate, Tier
@@ -67,7 +70,22 @@ def test_what_is_no_card_is_refused_and_says_where(old: str, new: str, message: 
         read_card_file(CARD.replace(old, new, 1))
 
 
-@pytest.mark.parametrize("content", ["", "- 1", "a: [", "models: {tiny: {output: 1}}\nx: 1"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "- 1",
+        "a: [",
+        "models: {tiny: {output: 1}}\nx: 1",
+        "models: " + "[" * 5_000,
+        "models: " + "{a: " * 5_000 + "1" + "}" * 5_000,
+        "a: &a [x, x]\nmodels: {tiny: *a}",
+        "? [a]\n: b",
+        "? {a: b}\n: c",
+        "models: {tiny: {output: !!python/object:os.system {}}}",
+        "\x00",
+    ],
+)
 def test_what_is_no_mapping_of_overrides_is_refused(content: str) -> None:
     with pytest.raises(RateCardError):
         read_overrides_file(content)
@@ -78,3 +96,10 @@ def test_a_card_whose_amounts_need_more_digits_than_are_kept_is_refused() -> Non
     with pytest.raises(RateCardError, match=r"input_uncached: .* needs more than 15 decimals"):
         read_card_file(exact)
     read_card_file(exact.replace("priority: 1.5", "priority: 2"))
+
+
+@given(st.text(max_size=60) | st.text("abc:{}[]&*!?-,#|>'\" \n\t0123456789.", max_size=60))
+def test_whatever_is_read_is_a_card_or_is_refused(content: str) -> None:
+    for part in (content, CARD + content, CARD.replace("0.10", content, 1)):
+        with contextlib.suppress(RateCardError):
+            read_card_file(part)
