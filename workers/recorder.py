@@ -30,7 +30,7 @@ from workers.held_slices import HeldSlice, HeldSlices, InFlight
 from workers.partial_outputs import UnsavedOutputs, encode_part
 from workers.retries import TRANSIENT, Outage, until_done
 from workers.threads import GuardedThread
-from workers.waste import wasted
+from workers.waste import too_late, wasted
 
 log = structlog.get_logger(__name__)
 
@@ -241,7 +241,8 @@ class Recorder:
             _count(unrecorded)
         for held in {unrecorded.held for unrecorded in group}:
             if held.claimed.id in recorded.stale:
-                self._lost_work += _work_of(held, group)
+                parts = too_late([unrecorded.outcome for unrecorded in group if unrecorded.held is held])
+                self._lost_work += [(held.claimed, part) for part in parts]
                 self._lose(held)
             elif held.claimed.id in recorded.done:
                 self._held_slices.end(held, AttemptEnd.FINISHED)
@@ -305,16 +306,6 @@ class Recorder:
     def _lose(self, held: HeldSlice) -> None:
         log.warning("a slice was lost", slice=held.claimed.id)
         self._engine.abort(self._held_slices.end(held, AttemptEnd.LOST))
-
-
-def _work_of(held: HeldSlice, group: Iterable[_Unrecorded]) -> list[tuple[ClaimedSlice, WastePart]]:
-    """What was computed for outcomes that came too late to be recorded."""
-    outcomes = [one.outcome for one in group if one.held is held]
-    parts = [part for outcome in outcomes for part in outcome.waste]
-    for usage in [outcome.usage for outcome in outcomes if outcome.usage is not None]:
-        num_tokens = usage.num_prompt_tokens - usage.num_cached_tokens + usage.num_completion_tokens
-        parts.append(WastePart(WasteCause.LOST_LEASE, num_tokens, usage.engine_ms))
-    return [(held.claimed, part) for part in parts]
 
 
 def _with_output(left: InFlight, outcome: Outcome) -> InFlight:

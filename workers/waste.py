@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
+from pipeline.jobs.recording import RequestOutcome
 from pipeline.jobs.waste import WastePart
 from pipeline.tables.rates import WasteCause
 from workers.backends.protocol import Outcome
@@ -40,6 +42,15 @@ def wasted(cause: WasteCause, outcome: Outcome) -> WastePart:
         num_prompt_tokens + max(0, outcome.num_completion_tokens - num_kept),
         max(0, outcome.engine_ms - ms_kept),
     )
+
+
+def too_late(outcomes: Sequence[RequestOutcome]) -> list[WastePart]:
+    """What was computed for outcomes whose lease was lost before they could be recorded."""
+    parts = [part for outcome in outcomes for part in outcome.waste]
+    for usage in [outcome.usage for outcome in outcomes if outcome.usage is not None]:
+        num_tokens = usage.num_prompt_tokens - usage.num_cached_tokens + usage.num_completion_tokens
+        parts.append(WastePart(WasteCause.LOST_LEASE, num_tokens, usage.engine_ms))
+    return parts
 
 
 def _sum(one: WastePart, other: WastePart) -> WastePart:
