@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 from answered import answer_requests, usage
-from seeds import SeededTenant, seed_tenant, sql
+from seeds import SeededTenant, seed_batch, seed_tenant, sql
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -14,7 +16,9 @@ from pipeline.billing.card_files import read_card_file
 from pipeline.billing.cards_in_effect import find_rates, find_rates_of_batches
 from pipeline.billing.plans import add_draft, find_card, publish, remove_draft
 from pipeline.billing.rate_cards import RateCardError, add_rate_card
-from pipeline.tables import Meter, RateCard, ServiceClass
+from pipeline.jobs.claiming import ClaimedSlice, PlannedRequest, claim_slice, load_requests
+from pipeline.jobs.recording import RequestOutcome, record_outcomes
+from pipeline.tables import Meter, OutcomeKind, RateCard, ServiceClass
 from pipeline.tables.session import transaction
 
 MICRO = Decimal("0.000001")
@@ -163,3 +167,36 @@ def test_batches_have_the_rates_of_their_class_and_of_what_was_agreed(database: 
         flex: (second.id, Decimal("0.5")),
         agreed: (first.id, Decimal(1)),
     }
+
+
+def test_groups_that_record_at_once_climb_the_same_tiers_one_after_the_other(
+    database: Engine, tenant: SeededTenant
+) -> None:
+    publish_card()
+    batch_id = seed_batch(database, tenant, [6] * 4)
+    claims = []
+    for number in range(4):
+        with database.begin() as conn:
+            claimed = claim_slice(conn, model="tiny", group_id=f"group-{number}@test", lease_seconds=60)
+            assert claimed is not None
+            claims.append((claimed, load_requests(conn, claimed)))
+    barrier = threading.Barrier(4)
+
+    def record(claimed: ClaimedSlice, requests: list[PlannedRequest]) -> None:
+        barrier.wait(10)
+        for request in requests:
+            outcome = RequestOutcome(
+                request.id, request.custom_id, claimed, OutcomeKind.SUCCEEDED, body="{}", usage=usage(9, 4, 7)
+            )
+            with database.begin() as conn:
+                record_outcomes(conn, [outcome])
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(record, *claim) for claim in claims]:
+            future.result(60)
+    befores = "SELECT quantity_before FROM rated_lines WHERE meter = 'output' ORDER BY 1"
+    assert [row[0] for row in sql(database, befores)] == [7 * number for number in range(24)]
+    rates = read_card_file(CARD).rates()["tiny"]
+    totals = [rates[meter].total(24 * used) for meter, used in zip(Meter, (9, 4, 7), strict=True)]
+    assert sql(database, "SELECT sum(amount) FROM rated_lines") == [(sum(totals) / 2,)]
+    assert sql(database, "SELECT num_succeeded FROM batches WHERE id = :id", id=batch_id) == [(24,)]
