@@ -13,7 +13,8 @@ from rich.console import Console
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from benchmarks.fairness import claim_by_share, databases
+from benchmarks.databases import databases
+from benchmarks.fairness import claim_by_share
 from benchmarks.simulated_tenants import add_batch, add_model, add_tenant
 from pipeline.jobs.claiming import ClaimedSlice
 

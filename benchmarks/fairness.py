@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +29,7 @@ from rich.console import Console
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
+from benchmarks.databases import databases
 from benchmarks.fairness_plot import draw
 from benchmarks.machine import describe_machine
 from benchmarks.simulated_groups import SEQUENCES, Claim, SimulatedGroup, Watch, simulate
@@ -44,13 +42,9 @@ from benchmarks.simulated_tenants import (
     claim_first_in,
     planned_sizes,
 )
-from pipeline.embedded import EmbeddedPostgres, new_password
-from pipeline.ids import new_id
 from pipeline.jobs.claiming import ClaimedSlice, claim_slice
 from pipeline.settings import get_settings
 from pipeline.tables import ServiceClass
-from pipeline.tables.migrating import migrate
-from pipeline.tables.session import make_engine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -245,29 +239,6 @@ def _groups(
         SimulatedGroup(f"group-{number}@simulated", database, claim, watch, num_sequences)
         for number in range(num_groups)
     ]
-
-
-@contextmanager
-def databases() -> Iterator[Callable[[], Engine]]:
-    """Makes databases of a server of their own, which is gone at the end."""
-    engines: list[Engine] = []
-    with tempfile.TemporaryDirectory(prefix="ryzanstein-fairness-") as folder:
-        os.chmod(folder, 0o711)  # started by root, PostgreSQL runs as a user of its own
-        server = EmbeddedPostgres(Path(folder) / "data", new_password(), Path(folder) / "postgres.log", fsync=False)
-        server.start()
-
-        def make() -> Engine:
-            url = server.create_database(new_id("fairness"))
-            migrate(url)
-            engines.append(make_engine(url))
-            return engines[-1]
-
-        try:
-            yield make
-        finally:
-            for engine in engines:
-                engine.dispose()
-            server.stop()
 
 
 def main() -> None:
