@@ -6,11 +6,14 @@ import json
 import re
 from decimal import Decimal
 from html.parser import HTMLParser
+from pathlib import Path
 from random import Random
 
 import openpyxl
 import pypdf
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from invoice_samples import CURRENCIES, make_document
 
 from pipeline.billing.closing import closing_entries
@@ -27,6 +30,7 @@ from pipeline.billing.forms.wording import cells_of, grouped
 from pipeline.billing.forms.xlsx_form import xlsx_form
 from pipeline.billing.ledger import Account
 from pipeline.billing.pricing import exact_sum
+from pipeline.settings import get_settings
 
 #: Of a name that a tenant may have given himself.
 HOSTILE = "=HYPERLINK(\"http://x\") <script>alert('1')</script> & Ünïcode Δοκιμή Пример"
@@ -146,6 +150,39 @@ def test_a_name_that_no_font_has_and_one_without_end_are_no_obstacle_to_a_pdf() 
     text = pdf_text(make_document(Random(3), customer="\U0001f9be\U000e0001" + "W" * 5_000))
     assert "□" in text or "\U0001f9be" in text
     assert "INV-2026-000007" in text
+
+
+def test_another_font_steps_in_for_what_ours_does_not_have(settings_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    document = make_document(Random(3), customer="\u6771\u4eac Ltd")
+    assert "□□ Ltd" in pdf_text(document)
+    settings_env.setenv("RYZANSTEIN_INVOICE_FONTS", f"{tmp_path}/none.ttf:{make_font(tmp_path, chars=chr(0x6771))}")
+    get_settings.cache_clear()
+
+    text = pdf_text(document)
+
+    assert "\u6771□ Ltd" in text
+    assert "A box stands for a character" in text
+
+
+def make_font(folder: Path, chars: str) -> Path:
+    """A font that has these characters and nothing else, all of them squares."""
+    pen = TTGlyphPen(None)
+    for number, point in enumerate([(0, 0), (0, 800), (800, 800), (800, 0)]):
+        (pen.lineTo if number else pen.moveTo)(point)
+    pen.closePath()
+    glyphs = [".notdef", *(f"g{number}" for number in range(len(chars)))]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(glyphs)
+    font.setupCharacterMap({ord(char): f"g{number}" for number, char in enumerate(chars)})
+    font.setupGlyf(dict.fromkeys(glyphs, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(glyphs, (900, 0)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Squares", "styleName": "Regular"})
+    font.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
+    font.setupPost()
+    path = folder / "squares.ttf"
+    font.save(str(path))
+    return path
 
 
 def test_the_same_invoice_is_the_same_pdf() -> None:
