@@ -21,11 +21,11 @@ from pipeline.ids import new_file_id
 from pipeline.jobs import outbox
 from pipeline.jobs.intake import IntakeReport, intake
 from pipeline.jobs.intake_table import INTAKE_TABLE, InvalidLine, write_errors
+from pipeline.jobs.partitioning import make_partitions
 from pipeline.jobs.planning import plan
 from pipeline.settings import Settings, get_settings
 from pipeline.storage import BlobNotFoundError, StorageError, open_blob
 from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, ServedModel
-from pipeline.tables.partitions import make_partitions
 from pipeline.tables.session import connection, get_engine
 from pipeline.telemetry.logs import summarize_error
 from pipeline.tenancy.queue_limits import QueueLimitError, reserve_tokens

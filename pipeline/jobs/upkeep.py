@@ -8,8 +8,8 @@ import structlog
 from sqlalchemy import Engine
 
 from pipeline.billing.rollups import correct_recent_drift
+from pipeline.jobs.partitioning import make_partitions
 from pipeline.jobs.retention import drop_old_months
-from pipeline.tables.partitions import make_partitions
 
 log = structlog.get_logger(__name__)
 

@@ -1,9 +1,9 @@
 """Partitions: what is kept of each request lies in tables by month, so that a month can be dropped at once.
 
 A request's id begins with the month in which it was planned, and its result, usage events and rated lines have the id
-as their key: all of it is in the partitions of one month. The database makes them, by `make_request_partitions`, for
-some months ahead; a month whose partitions are missing has them made before anything is planned in it. What was there
-before requests carried their month is in partitions of its own, `…_before`.
+as their key: all of it is in the partitions of one month. The database makes them, by `make_request_partitions`
+(`pipeline/jobs/partitioning.py`). What was there before requests carried their month is in partitions of its own,
+`…_before`.
 
 These tables have no foreign keys. Each row of them is written in the transaction of what it hangs on or after it, and
 nothing of that is ever deleted but together; that it is there is for the audit to see. The checks would be made one row
@@ -14,26 +14,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Engine, ForeignKey, text
+from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.tables.base import Base, Created, Money
-from pipeline.tables.session import connection
 
 PARTITIONED_BY_ID: Final = {"postgresql_partition_by": "RANGE (id)"}
 PARTITIONED_BY_REQUEST: Final = {"postgresql_partition_by": "RANGE (request_id)"}
 
 #: Those that hang on others first.
 PARTITIONED_TABLES: Final = ("rated_lines", "usage_events", "results", "requests")
-#: Beside the one that runs.
-MONTHS_AHEAD: Final = 3
-
-_LACKING: Final = text("""
-    SELECT n FROM generate_series(0, :ahead) n
-    WHERE to_regclass('partitions.rated_lines_' || to_char(now() AT TIME ZONE 'UTC' + make_interval(months => n),
-                                                           'YYYY_MM')) IS NULL
-""")
-_MAKE: Final = text("SELECT make_request_partitions(request_month(now()) + :n)")
 
 
 class DroppedMonth(Base):
@@ -63,14 +53,3 @@ class ArchivedLedgerLine(Base):
 
     ledger_transaction_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     amount: Mapped[Money]
-
-
-def make_partitions(engine: Engine | None = None, *, months_ahead: int = MONTHS_AHEAD) -> int:
-    """Make the partitions that this month and the next ones lack; returns of how many months. Nobody waits for it."""
-    with connection(engine) as conn:
-        lacking = list(conn.scalars(_LACKING, {"ahead": months_ahead}))
-    num_made = 0
-    for number in lacking:
-        with connection(engine) as conn:
-            num_made += bool(conn.scalar(_MAKE, {"n": number}))
-    return num_made

@@ -12,9 +12,10 @@ from submitting import Bench, at_once
 
 from pipeline.jobs import outbox
 from pipeline.jobs.audit import audit
+from pipeline.jobs.partitioning import make_partitions
 from pipeline.tables import BatchStatus
 from pipeline.tables.migrating import alembic_config
-from pipeline.tables.partitions import PARTITIONED_TABLES, make_partitions
+from pipeline.tables.partitions import PARTITIONED_TABLES
 
 THIS_MONTH = "to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')"
 
