@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from pipeline.billing.card_files import read_card_file
+from pipeline.billing.invoices import create_invoices, finalize_invoice
 from pipeline.billing.plans import add_draft, publish
 from pipeline.billing.reconciliation import CHECKS, Drift, drift_of, reconcile
 from pipeline.billing.reports import Month
@@ -105,3 +106,25 @@ def test_an_audit_that_finds_drift_says_so_and_fails(books: Engine) -> None:
     result = CliRunner().invoke(app, ["bill", "rate"])
     assert result.exit_code == 1
     assert "2 of model unpriced have no price" in result.stderr
+
+
+def test_issued_invoices_bill_what_was_rated_by_then_and_corrections_are_no_drift(books: Engine) -> None:
+    for change in (
+        "UPDATE usage_events SET occurred_at = occurred_at - interval '40 days'",
+        "UPDATE ledger_transactions SET created_at = created_at - interval '40 days'",
+    ):
+        sql(books, change)
+    now = datetime.now(UTC)
+    before = Month.of(now - timedelta(days=40))
+    tenant_id = sql(books, "SELECT id FROM tenants WHERE name = 'acme'")[0][0]
+    with transaction() as session:
+        [invoice] = create_invoices(session, tenant_id, before, now)
+        finalize_invoice(session, invoice.id, now)
+    assert list(reconcile(months=[before]).drifts) == []
+    with transaction() as session:
+        rate_by_card(session, before, read_card_file(CARD.replace("2000000", "3000000")), publishes=True)
+    assert list(reconcile(months=[before]).drifts) == []
+    with books.begin() as conn:
+        conn.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        conn.exec_driver_sql("UPDATE invoice_items SET exact = exact + 1 WHERE number = 1")
+    assert [named(drift) for drift in reconcile(months=[before]).drifts] == [("acme", "invoices", Decimal(1), "USD")]
