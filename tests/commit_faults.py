@@ -106,11 +106,12 @@ def _site(frame: FrameType | None) -> str | None:
     return None
 
 
-def committing_functions(*folders: str) -> set[str]:
-    """Every function below these folders that opens a transaction, by reading the source."""
+def committing_functions(*places: str) -> set[str]:
+    """Every function below these folders, or in these files, that opens a transaction, by reading the source."""
     found = set()
-    for folder in folders:
-        for path in sorted((_ROOTS[0].parent / folder).rglob("*.py")):
+    for place in places:
+        whole = _ROOTS[0].parent / place
+        for path in [whole] if whole.is_file() else sorted(whole.rglob("*.py")):
             for name, node in _functions(ast.parse(path.read_text())):
                 if any(_opens_transaction(inner) for inner in ast.walk(node)):
                     found.add(f"{path.relative_to(_ROOTS[0].parent)}:{name}")

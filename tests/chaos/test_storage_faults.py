@@ -114,7 +114,9 @@ def test_a_full_disk_under_the_results_costs_time_and_no_request(stack: RunningS
     os.chown(place, (stack.data_dir / "postgres").stat().st_uid, -1)
     with psycopg.connect(stack.report["database_url"], autocommit=True) as conn:
         conn.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
-        conn.execute("ALTER TABLE results SET TABLESPACE small")
+        months = conn.execute("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'results'::regclass")
+        for (month,) in months.fetchall():
+            conn.execute(f"ALTER TABLE {month} SET TABLESPACE small")
     client, lines = stack.client(), lines_of(3 * NUM_REQUESTS)
     log = stack.data_dir / "logs" / "postgres.log"
     disk.fill()

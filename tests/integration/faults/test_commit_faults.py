@@ -12,8 +12,9 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import openai
 import pytest
@@ -28,6 +29,8 @@ from submitting import request_line, request_lines
 from tokenizer_folders import byte_level
 
 from pipeline import storage
+from pipeline.billing.invoices import create_invoices
+from pipeline.billing.reports import Month
 from pipeline.files import upload_key
 from pipeline.fleet import UnknownGroupError, want_drain
 from pipeline.jobs import tasks
@@ -58,7 +61,9 @@ EXPECTED = {
 }
 
 #: Every function of these that opens a transaction; the audit is what looks at the result.
-SITES = committing_functions("pipeline/jobs", "pipeline/gateway", "workers")
+SITES = committing_functions(
+    "pipeline/jobs", "pipeline/gateway", "workers", "pipeline/billing/budgets.py", "pipeline/tenancy/queue_limits.py"
+)
 
 
 class ReportingEngine(ScriptedEngine):
@@ -103,6 +108,8 @@ class World:
             tasks.sweep()
         with contextlib.suppress(tasks.ControlTaskError):
             tasks.prepare("")
+        with contextlib.suppress(tasks.ControlTaskError):
+            tasks.quote("")
         for batch_id in self.batches.values():
             for task in (tasks.cancel, tasks.finalize):
                 with contextlib.suppress(tasks.ControlTaskError):
@@ -156,6 +163,7 @@ class World:
         """Every batch from its upload to its end, past every function that commits."""
         self.look_around()
         used = self.submit("good", request_lines(8, prompt=[5, 6]))
+        self.ask_price(used)
         self.submit("bad", [request_line("a", max_tokens=-1)])
         doomed = self.submit("doomed", request_lines(1))
         storage.delete_blob(upload_key(doomed))
@@ -173,6 +181,12 @@ class World:
             "UPDATE batches SET expires_at = now() - interval '1 second' WHERE id = :id",
             id=self.batches["expired"],
         )
+        # As by a budget that has room again.
+        sql(
+            self.database,
+            "UPDATE batches SET pause_reason = 'a budget', paused_at = now(), pause_needs = 0 WHERE id = :id",
+            id=self.batches["good"],
+        )
         self.lose_what_can_be_lost()
         self.tick_until(lambda: self.is_final("cancelled") and self.is_final("expired"))
         self.run_groups()
@@ -184,6 +198,29 @@ class World:
         again(lambda: client.models.retrieve(MODEL))
         again(lambda: client.files.list())
         again(lambda: client.batches.list())
+        again(lambda: client.get("/organization/budgets", cast_to=object))
+        again(lambda: client.get("/organization/invoices", cast_to=object))
+
+    def ask_price(self, file_id: str) -> None:
+        client, body = self.tenant.client, {"input_file_id": file_id, "endpoint": "/v1/completions"}
+        asked: Any = again(lambda: client.post("/batches/quote", body=body, cast_to=object))
+
+        def is_ready() -> bool:
+            quote: Any = again(lambda: client.get(f"/batches/quote/{asked['id']}", cast_to=object))
+            return bool(quote["status"] == "ready")
+
+        self.tick_until(is_ready)
+
+    def read_invoice(self) -> None:
+        client, now = self.tenant.client, datetime.now(UTC)
+
+        def draft() -> str:
+            with transaction(self.database) as session:
+                return create_invoices(session, self.tenant.id, Month.of(now), now)[0].id
+
+        invoice_id = again(draft)
+        again(lambda: client.get(f"/organization/invoices/{invoice_id}", cast_to=object))
+        again(lambda: client.get(f"/organization/invoices/{invoice_id}/json", cast_to=object))
 
     def lose_what_can_be_lost(self) -> None:
         """A group that dies with a slice, one that says nothing any more, and every ticket."""
@@ -199,6 +236,11 @@ class World:
         with redis.Redis.from_url(self.redis_url) as client:
             client.flushall()
 
+    def has_lost_lease(self, engine: ScriptedEngine) -> bool:
+        """As of a group that was silent for too long; until it has heard of it."""
+        sql(self.database, "UPDATE slices SET lease_expires_at = now() WHERE status = 'claimed'")
+        return bool(engine.aborted)
+
     def run_groups(self) -> None:
         settings = make_settings(lease_seconds=1.0, drain_seconds=0.05, record_seconds=0.02)
         engine = ReportingEngine(poison=POISON)
@@ -207,6 +249,7 @@ class World:
             engine.answers = False
             self.submit("late", request_lines(4, prompt=[5, 6]))
             self.tick_until(lambda: bool(engine.running))
+            self.tick_until(lambda: self.has_lost_lease(engine))
             with transaction(self.database) as session, contextlib.suppress(UnknownGroupError):
                 want_drain(session, "group-0", is_wanted=True)
             wait_for(lambda: not engine.running)
@@ -218,6 +261,7 @@ class World:
         again(lambda: self.tenant.client.get(f"/batches/{self.batches['good']}/explain", cast_to=object))
         again(lambda: self.tenant.client.get("/organization/usage/completions?start_time=0", cast_to=object))
         again(lambda: self.tenant.client.get("/organization/costs?start_time=0", cast_to=object))
+        self.read_invoice()
         again(lambda: old_months(self.database, months=12))
         self.remove(used)
         old = self.upload(request_lines(1))
@@ -261,6 +305,7 @@ def world(
     }.items():
         settings_env.setenv(PREFIX + name, value)
     get_settings.cache_clear()
+    settings_env.setattr("pipeline.gateway.quotes._WAIT_SECONDS", 0.0)  # control has no thread of its own here
     model_path = byte_level(tmp_path / "tiny")
     seed_model(database, path=str(model_path))
     with serve() as address:
