@@ -78,7 +78,8 @@ class Rates:
         """What `quantity` tokens cost after `before` of the same month, card, model, meter and class; exactly."""
         if meter in self._flat:
             return EXACT.multiply(self._flat[meter], Decimal(quantity))
-        return EXACT.multiply(self.by_meter[meter].between(before, quantity), self.multiplier)
+        # Less than nothing times a multiplier of 0 would be -0, which no database holds: with 0 added it is 0.
+        return EXACT.add(EXACT.multiply(self.by_meter[meter].between(before, quantity), self.multiplier), ZERO)
 
     def bound(self, meter: Meter, quantity: int) -> Decimal:
         """The most that so many tokens can cost, in one event or in many, wherever in the month they fall."""

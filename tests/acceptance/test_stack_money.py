@@ -74,10 +74,10 @@ def test_a_batch_pauses_at_the_limit_of_its_tenant_and_goes_on_when_it_is_raised
 
     wait_for(paused, "the batch pauses")
     assert client.batches.retrieve(batch_id).status == "in_progress"
-    assert f"{batch_id} " in (listed := stack.run("batches").stdout)
-    assert "in_progress (paused)" in listed
+    # Whenever a slice needed less than it held, the batch goes on for a moment.
+    wait_for(lambda: "in_progress (paused)" in stack.run("batches").stdout, "the list shows it")
     assert spent < bill_of(stack) <= limit
-    assert "budget" in stack.run("explain", batch_id).stdout
+    wait_for(lambda: "budget" in stack.run("explain", batch_id).stdout, "the explanation names it")
     [budget] = json.loads(stack.run("budgets", "list", "--json").stdout)
     assert Decimal(budget["spent"]) == bill_of(stack)
 

@@ -87,6 +87,16 @@ def test_volume_that_makes_the_month_cheaper_is_given_back() -> None:
     assert VOLUME.between(1_000, 1) == -1_998 * MICRO
 
 
+def test_what_is_given_back_of_nothing_is_0_without_a_sign() -> None:
+    volume = Rate(Pricing.VOLUME, (Tier(10, Decimal(2)), Tier(None, Decimal(1))))
+    free = card(flat("1"), flat("1"), volume, multiplier="0")
+
+    amount = free.amount(Meter.OUTPUT, 1, before=10)
+
+    assert volume.between(10, 1) < 0
+    assert (amount, amount.is_signed()) == (0, False)
+
+
 def test_the_worst_cost_counts_the_dearer_input_and_every_minimum() -> None:
     rates = card(flat("1"), flat("3"), Rate(Pricing.FLAT, flat(2).tiers, minimum=Decimal(5)), discount="0.5")
     assert worst_cost(rates, 10, 4) == (30 + 8) * MICRO / 2 + Decimal("2.5")
