@@ -14,10 +14,13 @@ from typing import Final
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.celery import BROKER_ERRORS, generate_queue, queue_lengths
-from pipeline.jobs.invariants import AT_REST, INVARIANTS, Invariant
+from pipeline.jobs.book_invariants import OF_BOOKS
+from pipeline.jobs.invariants import AT_REST, OF_BATCHES, Invariant
 from pipeline.settings import get_settings
 from pipeline.tables.session import get_engine
 
+#: What holds at any moment.
+INVARIANTS: Final = (*OF_BATCHES, *OF_BOOKS)
 #: Of each invariant, so many violations are named.
 MOST_NAMED: Final = 100
 #: A pending slice may be without a ticket for so long: that of a group which has it in hand, or one that was lost.

@@ -10,9 +10,9 @@ from sqlalchemy import Engine
 from tokenizer_folders import byte_level
 
 from pipeline.jobs import audit as auditing
-from pipeline.jobs.audit import audit
+from pipeline.jobs.audit import INVARIANTS, audit
 from pipeline.jobs.finalizing import finalize
-from pipeline.jobs.invariants import AT_REST, INVARIANTS
+from pipeline.jobs.invariants import AT_REST
 from workers.backends.echo import EchoEngine
 
 #: What is broken by hand, and the invariants that see it; `:first` to `:third` are ids of requests. Triggers and
