@@ -158,14 +158,13 @@ class Recorder:
 
     def _after_crash(self, crashed: list[InFlight]) -> None:
         """Run them again, but for those that the engine crashed with too often."""
-        ids = [left.request.id for left in crashed]
-        log.warning("the engine crashed", requests=len(ids))
+        requests = [left.request for left in crashed]
+        log.warning("the engine crashed", requests=len(requests))
 
         def count() -> dict[int, int]:
             with self._database.begin() as conn:
-                return count_crash_exposures(conn, ids)
+                return count_crash_exposures(conn, requests)
 
-        # A second try after a commit of unknown fate counts one exposure too many, which is harmless.
         try:
             exposures = until_done(count, what="counting crash exposures", give_up=self._give_up)
         except TRANSIENT:

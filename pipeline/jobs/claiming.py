@@ -244,13 +244,19 @@ def return_slice(conn: Connection, claimed: ClaimedSlice, waste: Sequence[WasteP
     return True
 
 
-def count_crash_exposures(conn: Connection, request_ids: Iterable[int]) -> dict[int, int]:
-    """Note that an engine crashed with these requests in it; returns how often that has happened to each."""
-    rows = conn.execute(
-        text(
-            "UPDATE requests SET num_crash_exposures = num_crash_exposures + 1"
-            " WHERE id = ANY(:ids) AND outcome IS NULL RETURNING id, num_crash_exposures"
-        ),
-        {"ids": sorted(request_ids)},
-    )
+# What a group knows plus one, and not what stands there plus one: the same crash, noted twice, counts once.
+_COUNT_CRASH_EXPOSURES: Final = text("""
+    UPDATE requests r SET num_crash_exposures = greatest(r.num_crash_exposures, known.num + 1)
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:nums AS integer[])) AS known(id, num)
+    WHERE r.id = known.id AND r.outcome IS NULL RETURNING r.id, r.num_crash_exposures
+""")
+
+
+def count_crash_exposures(conn: Connection, requests: Iterable[PlannedRequest]) -> dict[int, int]:
+    """Note that an engine crashed with these requests in it; returns how often that has happened to each.
+
+    By id; a request that has an outcome is not there. May be done again after a commit of unknown fate.
+    """
+    known = sorted((request.id, request.num_crash_exposures) for request in requests)
+    rows = conn.execute(_COUNT_CRASH_EXPOSURES, {"ids": [id for id, _ in known], "nums": [num for _, num in known]})
     return {row.id: row.num_crash_exposures for row in rows}

@@ -216,7 +216,19 @@ def test_crash_exposures_are_counted_apart_from_attempts(database: Engine, tenan
     with database.begin() as conn:
         first, second = load_requests(conn, claimed)
     with database.begin() as conn:
-        assert count_crash_exposures(conn, [first.id, second.id]) == {first.id: 1, second.id: 1}
+        assert count_crash_exposures(conn, [first, second]) == {first.id: 1, second.id: 1}
     with database.begin() as conn:
-        assert count_crash_exposures(conn, [second.id]) == {second.id: 2}
+        assert count_crash_exposures(conn, [second.exposed(1)]) == {second.id: 2}
         assert [request.num_crash_exposures for request in load_requests(conn, claimed)] == [1, 2]
+
+
+def test_a_crash_that_is_noted_again_because_the_commit_had_no_answer_counts_once(
+    database: Engine, tenant: SeededTenant
+) -> None:
+    seed_batch(database, tenant, [1])
+    claimed = claim_one(database)
+    with database.begin() as conn:
+        (request,) = load_requests(conn, claimed)
+    for _ in range(3):
+        with database.begin() as conn:
+            assert count_crash_exposures(conn, [request]) == {request.id: 1}
