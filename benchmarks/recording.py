@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -296,9 +296,16 @@ def _ping(database: Engine) -> None:
 
 
 def _server_cpu(server: EmbeddedPostgres) -> float:
+    """Seconds of all its processes, of those too that have ended: their parent has waited for them."""
     assert server.process is not None
-    times = [child.cpu_times() for child in psutil.Process(server.process.pid).children()]
-    return sum(time.user + time.system for time in times)
+    parent = psutil.Process(server.process.pid)
+    seconds = 0.0
+    for child in parent.children():
+        with suppress(psutil.NoSuchProcess):
+            time = child.cpu_times()
+            seconds += time.user + time.system
+    ended = parent.cpu_times()
+    return seconds + ended.children_user + ended.children_system
 
 
 def _execute(server: EmbeddedPostgres, statements: str) -> None:
