@@ -20,9 +20,12 @@ LIMIT_MS = 30_000
 MAX_PICTURE_BYTES = 150_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests of a process. Each test opens pages in contexts of its own (`open_page`)."""
+    """One Chromium for the tests of a file. Each opens pages in contexts of its own (`open_page`).
+
+    No longer than that: while it runs, its event loop counts as the thread's, and other tests want theirs.
+    """
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("needs Chromium: apt-get install chromium")
