@@ -76,6 +76,10 @@ class Settings(BaseSettings):
     max_line_bytes: int = Field(4 * 1024**2, gt=0, description="Longest line in the input file of a batch, in bytes.")
     file_expiry_seconds: int = Field(30 * 86400, ge=3600, description="Age at which an input file expires by itself.")
 
+    console_session_hours: int = Field(
+        12, gt=0, le=24 * 30, description="Hours after which who has signed in to the console signs in again."
+    )
+
     quote_hours: int = Field(24, gt=0, le=24 * 90, description="Time for which the price of a quote holds, in hours.")
 
     # --- planning and leases
@@ -201,6 +205,9 @@ class Settings(BaseSettings):
     )
     flower_host: str = Field("127.0.0.1", description="Address that Flower listens on.")
     flower_port: int = Field(5555, ge=0, le=65535, description="Port that Flower listens on.")
+    flower_url: str = Field(
+        "", description="Where people reach Flower, for the link in the console; empty: the console has no such link."
+    )
     flower_user: str = Field("ryzanstein", description="User of Flower's basic authentication.")
     flower_password: SecretStr | None = Field(
         None, description="Password of Flower; Flower does not start without one."

@@ -37,6 +37,11 @@ def create_key(
         None, help="What it may do, such as batches:write,files:read.  [default: everything]"
     ),
     expires: str | None = typer.Option(None, help="After how long it ends, such as 90d or 12h.  [default: never]"),
+    operator: bool = typer.Option(
+        False,
+        "--operator",
+        help="For who operates this installation: in the console it shows groups, the queue, and all tenants' totals.",
+    ),
     data_dir: Path | None = DATA_DIR,
     as_json: bool = JSON,
 ) -> None:
@@ -55,6 +60,7 @@ def create_key(
             project_id=None if project is None else find_project(session, owner.id, project).id,
             scopes=None if scopes is None else scopes.split(","),
             expires_after=life,
+            is_operator=operator,
         )
     _print_key(row, key, tenant, as_json)
 
@@ -78,7 +84,12 @@ def rotate_key(
 def _print_key(row: ApiKey, key: str, tenant: str, as_json: bool) -> None:
     if as_json:
         shown = {"id": row.id, "tenant": tenant, "tenant_id": row.tenant_id, "name": row.name, "key": key}
-        more = {"project_id": row.project_id, "scopes": row.scopes, "expires_at": _text(row.expires_at)}
+        more = {
+            "project_id": row.project_id,
+            "scopes": row.scopes,
+            "is_operator": row.is_operator,
+            "expires_at": _text(row.expires_at),
+        }
         typer.echo(json.dumps({**shown, **more, "rotated_from": row.rotated_from}))
         return
     typer.echo(key)
@@ -116,6 +127,7 @@ def list_keys(tenant: str | None = TENANT, data_dir: Path | None = DATA_DIR, as_
             "name": key.name,
             "project": None if key.project_id is None else projects[key.project_id],
             "scopes": key.scopes,
+            "is_operator": key.is_operator,
             "starts_with": f"rz_{key.short_id}_",
             "created_at": _text(key.created_at),
             "last_used_at": _text(key.last_used_at),
@@ -128,12 +140,16 @@ def list_keys(tenant: str | None = TENANT, data_dir: Path | None = DATA_DIR, as_
         typer.echo(json.dumps(records, indent=2))
         return
     # What is shown of all keys, and what only some have.
-    some = [name for name in ("project", "scopes", "expires_at") if any(record[name] for record in records)]
+    some = [
+        name for name in ("project", "scopes", "is_operator", "expires_at") if any(record[name] for record in records)
+    ]
     headers = ["id", "tenant", "name", *some, "starts_with", "created_at", "last_used_at", "revoked_at"]
     print_table(headers, [[_cell(record[header]) for header in headers] for record in records])
 
 
 def _cell(value: object) -> str:
+    if value is True:
+        return "yes"
     return ",".join(value) if isinstance(value, list) else str(value or "")
 
 

@@ -102,7 +102,8 @@ class _Run:
                     log.warning("the first key was revoked; a new one is made")
                 else:
                     return self._api_key
-            _, key = create_key(session, tenant.id, "first key")
+            # Whoever starts this stack operates it.
+            _, key = create_key(session, tenant.id, "first key", is_operator=True)
         self._plan.data_dir.keep_api_key(self._plan.secrets, key)
         return key
 

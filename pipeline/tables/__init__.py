@@ -23,6 +23,7 @@ from pipeline.tables.billing import (
     UsageEvent,
 )
 from pipeline.tables.budgets import Budget, BudgetPeriod, BudgetUse, Hold
+from pipeline.tables.console import ConsoleSession
 from pipeline.tables.credits import CreditNote, CreditReason
 from pipeline.tables.fairness import ClassTurn, FairShare, TenantWeight
 from pipeline.tables.files import File, FileView
@@ -62,6 +63,7 @@ __all__ = [
     "BudgetPeriod",
     "BudgetUse",
     "ClassTurn",
+    "ConsoleSession",
     "Contract",
     "CreditGrant",
     "CreditNote",

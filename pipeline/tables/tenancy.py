@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, Text
+from sqlalchemy import ForeignKey, Index, LargeBinary, Text, false
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -48,6 +48,8 @@ class ApiKey(Base):
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary)
     #: What it may do; None: all that a key of its tenant or project can.
     scopes: Mapped[list[str] | None] = mapped_column(ARRAY(Text()))
+    #: Whether its owner operates this installation: in the console it shows groups, the queue, and all tenants' totals.
+    is_operator: Mapped[bool] = mapped_column(server_default=false())
     created_at: Mapped[Created]
     #: It is refused from this moment on.
     expires_at: Mapped[Moment | None]

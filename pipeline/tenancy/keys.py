@@ -9,8 +9,9 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Row, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import PipelineError, UserError
@@ -25,17 +26,18 @@ _NO_HASH = bytes(32)
 
 # At every call, so that it is one query, by keys, whatever it brings. `last_used_at` is exact to a minute: writing it
 # at every call would make reads into writes.
-_WITH_LIMITS = text("""
-    SELECT k.id, k.tenant_id, k.project_id, k.scopes, k.secret_hash,
-           k.revoked_at IS NOT NULL OR coalesce(k.expires_at <= now(), false) AS is_over,
-           coalesce(k.last_used_at < now() - interval '1 minute', true) AS is_stale,
-           t.requests_per_minute AS tenant_requests, t.tokens_per_minute AS tenant_tokens,
-           o.requests_per_minute AS key_requests, o.tokens_per_minute AS key_tokens
-    FROM api_keys k
+PRINCIPAL_COLUMNS = """
+    k.id, k.tenant_id, k.project_id, k.scopes, k.secret_hash, k.is_operator,
+    k.revoked_at IS NOT NULL OR coalesce(k.expires_at <= now(), false) AS is_over,
+    coalesce(k.last_used_at < now() - interval '1 minute', true) AS is_stale,
+    t.requests_per_minute AS tenant_requests, t.tokens_per_minute AS tenant_tokens,
+    o.requests_per_minute AS key_requests, o.tokens_per_minute AS key_tokens
+"""
+JOIN_LIMITS = """
     LEFT JOIN rate_limits t ON t.tenant_id = k.tenant_id AND t.api_key_id = ''
     LEFT JOIN rate_limits o ON o.tenant_id = k.tenant_id AND o.api_key_id = k.id
-    WHERE k.short_id = :short_id
-""")
+"""
+_WITH_LIMITS = text(f"SELECT {PRINCIPAL_COLUMNS} FROM api_keys k {JOIN_LIMITS} WHERE k.short_id = :short_id")  # noqa: S608
 # Of many calls at once, one writes and none waits.
 _USED = text("""
     UPDATE api_keys SET last_used_at = now()
@@ -69,6 +71,8 @@ class Principal:
     project_id: str | None = None
     #: None: all of them.
     scopes: frozenset[str] | None = None
+    #: Whether its owner operates this installation; the API asks nobody, the console does.
+    is_operator: bool = False
     #: Of all keys of the tenant together, and of this one.
     tenant_limits: CallLimits = field(default_factory=CallLimits)
     key_limits: CallLimits = field(default_factory=CallLimits)
@@ -85,6 +89,7 @@ def create_key(
     project_id: str | None = None,
     scopes: Iterable[str] | None = None,
     expires_after: timedelta | None = None,
+    is_operator: bool = False,
 ) -> tuple[ApiKey, str]:
     """A new key of a tenant or of a project: its row, and the key itself, which can't be had again.
 
@@ -93,7 +98,9 @@ def create_key(
     if "\x00" in name:
         raise UserError("A key's name can't contain NUL characters.")
     chosen = None if scopes is None else [scope.value for scope in read_scopes(scopes)]
-    row, key = _make(session, tenant_id, name, project_id, chosen, _moment_after(expires_after))
+    row, key = _make(
+        session, tenant_id, name, project_id, chosen, _moment_after(expires_after), is_operator=is_operator
+    )
     _record(session, "key.create", row)
     return row, key
 
@@ -111,7 +118,16 @@ def rotate_key(session: Session, reference: str, grace: timedelta) -> tuple[ApiK
     if session.execute(select(ApiKey.id).where(ApiKey.rotated_from == old.id)).first() is not None:
         raise UserError(f"The key {old.id} has been replaced already. Revoke it, or rotate the key that replaced it.")
     lifetime = None if old.expires_at is None else old.expires_at - old.created_at
-    row, key = _make(session, old.tenant_id, old.name, old.project_id, old.scopes, _moment_after(lifetime), old.id)
+    row, key = _make(
+        session,
+        old.tenant_id,
+        old.name,
+        old.project_id,
+        old.scopes,
+        _moment_after(lifetime),
+        old.id,
+        is_operator=old.is_operator,
+    )
     end = func.least(ApiKey.expires_at, _moment_after(grace))
     session.execute(update(ApiKey).where(ApiKey.id == old.id).values(expires_at=end))
     session.refresh(old)
@@ -161,6 +177,11 @@ def authenticate(session: Session, bearer: str) -> Principal:
     is_right = hmac.compare_digest(_hash(bearer), found.secret_hash if found else _NO_HASH)
     if found is None or not is_right or found.is_over:
         raise InvalidKeyError
+    return principal_of(session, found)
+
+
+def principal_of(session: Session, found: Row[Any]) -> Principal:
+    """Whose key the row of PRINCIPAL_COLUMNS is, which has just been used."""
     if found.is_stale:
         session.execute(_USED, {"id": found.id})
     return Principal(
@@ -168,6 +189,7 @@ def authenticate(session: Session, bearer: str) -> Principal:
         api_key_id=found.id,
         project_id=found.project_id,
         scopes=None if found.scopes is None else frozenset(found.scopes),
+        is_operator=found.is_operator,
         tenant_limits=CallLimits(found.tenant_requests, found.tenant_tokens),
         key_limits=CallLimits(found.key_requests, found.key_tokens),
     )
@@ -199,6 +221,8 @@ def _make(
     scopes: list[str] | None,
     expires_at: ColumnElement[datetime] | None,
     rotated_from: str | None = None,
+    *,
+    is_operator: bool,
 ) -> tuple[ApiKey, str]:
     short_id = secrets.token_hex(6)
     key = f"rz_{short_id}_{secrets.token_hex(24)}"
@@ -212,6 +236,7 @@ def _make(
         scopes=scopes,
         expires_at=expires_at,
         rotated_from=rotated_from,
+        is_operator=is_operator,
     )
     session.add(row)
     session.flush()
@@ -228,6 +253,7 @@ def _record(session: Session, act: str, row: ApiKey, **details: str | None) -> N
             "project": row.project_id,
             "name": row.name,
             "scopes": row.scopes,
+            "is_operator": row.is_operator,
             "expires_at": _text(row.expires_at),
             **details,
         },
