@@ -1,0 +1,3 @@
+"""Metrics for Prometheus: their names, and where every process takes them from."""
+
+from __future__ import annotations
