@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipeline.cli.connecting import API_KEY, BASE_URL, DATA_DIR, JSON, open_client
+from pipeline.cli.connecting import API_KEY, BASE_URL, DATA_DIR, JSON, once, open_client
 from pipeline.cli.input_files import first_url, readable
 from pipeline.cli.quoting import read_quote
 from pipeline.errors import UserError
@@ -68,7 +68,7 @@ def submit(
     with open_client(data_dir, base_url, api_key) as client:
         if file is not None:
             with readable(file) as content:
-                file_id = client.files.create(file=(file.name, content), purpose="batch").id
+                file_id = client.files.create(file=(file.name, content), purpose="batch", extra_headers=once()).id
         else:
             quoted = read_quote(client, quote or "")
             file_id, endpoint = quoted["input_file_id"], endpoint or quoted["endpoint"]
@@ -79,6 +79,7 @@ def submit(
             endpoint=endpoint,  # type: ignore[arg-type]
             completion_window=window,  # type: ignore[arg-type]
             metadata=pairs or None,
+            extra_headers=once(),
             extra_body={name: value for name, value in extensions.items() if value not in (None, "")} or None,
         )
         if wait:

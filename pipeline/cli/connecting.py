@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import typer
 
 from pipeline.errors import UserError
+from pipeline.ids import new_id
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -63,6 +64,11 @@ def open_client(data_dir: Path | None, base_url: str | None, api_key: str | None
         raise UserError(
             f"Can't reach the gateway at {url}: {cause}. Is it running, and is the address right?"
         ) from None
+
+
+def once() -> dict[str, str]:
+    """Headers of a call that does nothing twice, however often the client tries it: its answer may have been lost."""
+    return {"Idempotency-Key": new_id("call")}
 
 
 def reason_of(error: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from pipeline.cli.connecting import API_KEY, BASE_URL, DATA_DIR, JSON, open_client
+from pipeline.cli.connecting import API_KEY, BASE_URL, DATA_DIR, JSON, once, open_client
 from pipeline.cli.input_files import first_url, readable
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ def quote(
     endpoint = endpoint or first_url(file)
     with open_client(data_dir, base_url, api_key) as client:
         with readable(file) as content:
-            uploaded = client.files.create(file=(file.name, content), purpose="batch")
+            uploaded = client.files.create(file=(file.name, content), purpose="batch", extra_headers=once())
         body = {
             "input_file_id": uploaded.id,
             "endpoint": endpoint,
             "on_invalid": on_invalid,
             "service_class": service_class,
         }
-        found: Any = client.post("/batches/quote", body=body, cast_to=object)
+        found: Any = client.post("/batches/quote", body=body, cast_to=object, options={"headers": once()})
         while found["status"] == "computing":
             time.sleep(_LOOK_SECONDS)
             found = read_quote(client, found["id"])

@@ -13,15 +13,18 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from running_gateways import Tenant, wait_for
+from running_gateways import Tenant, serve, wait_for
 from sqlalchemy import func, select, update
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import UserError
+from pipeline.gateway import create_app
 from pipeline.ids import new_file_id
 from pipeline.settings import get_settings
-from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, OnInvalid
+from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, OnInvalid, Quote
 from pipeline.tables.session import transaction
 
 Run = Callable[..., Result]
@@ -71,6 +74,47 @@ def test_submit_asks_for_receipts(run: Run, input_file: str, settings_env: pytes
     assert printed(run("submit", input_file, "--json"))["receipts"] is True
     assert printed(run("submit", input_file, "--no-receipts", "--json"))["receipts"] is False
     assert printed(run("submit", input_file, "--receipts", "--json"))["receipts"] is True
+
+
+class LosesFirstAnswers:
+    """Does all that it is asked to; what is sent by POST is answered when it is sent again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.lost: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] in self.lost:
+            await self.app(scope, receive, send)
+            return
+
+        async def forget(_: Message) -> None:
+            pass
+
+        self.lost.add(scope["path"])
+        await self.app(scope, receive, forget)
+        await Response(status_code=503)(scope, receive, send)
+
+
+@pytest.mark.parametrize(("command", "table"), [("submit", Batch), ("quote", Quote)])
+def test_what_is_sent_again_since_its_answer_was_lost_is_made_once(
+    run: Run,
+    input_file: str,
+    set_before_start: Callable[[str, object], None],
+    settings_env: pytest.MonkeyPatch,
+    command: str,
+    table: type[Batch] | type[Quote],
+) -> None:
+    settings_env.setattr("pipeline.gateway.quotes._WAIT_SECONDS", 0.0)
+    settings_env.setattr("pipeline.cli.quoting.read_quote", lambda *_: {"status": "failed"})  # nobody computes it
+    gateway = create_app()
+    gateway.add_middleware(LosesFirstAnswers)
+    with serve(gateway) as address:
+        set_before_start("BASE_URL", f"{address}/v1")
+        assert run(command, input_file, "--json").exit_code == (0 if command == "submit" else 3)
+    with transaction() as session:
+        assert session.execute(select(func.count()).select_from(table)).scalar_one() == 1
+        assert session.execute(select(func.count()).select_from(File)).scalar_one() == 1
 
 
 def test_submit_prints_one_line_for_people(run: Run, input_file: str) -> None:
