@@ -5,7 +5,18 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from pipeline.gateway import batches, budgets, explanations, files, health, invoices, models, quotes, usage
+from pipeline.gateway import (
+    batch_actions,
+    batches,
+    budgets,
+    explanations,
+    files,
+    health,
+    invoices,
+    models,
+    quotes,
+    usage,
+)
 from pipeline.gateway.errors import add_error_handlers
 from pipeline.gateway.failed_keys import FailedKeys
 from pipeline.gateway.middleware import (
@@ -39,7 +50,7 @@ def create_app(
     )
     app.state.failed_keys = FailedKeys(get_settings().key_failures_per_minute)
     app.state.rate_limits = RateLimits(get_settings())
-    for resource in (files, quotes, batches, explanations, models, usage, budgets, invoices, health):
+    for resource in (files, quotes, batches, batch_actions, explanations, models, usage, budgets, invoices, health):
         app.include_router(resource.router)
     add_error_handlers(app)
     # The last one added is the first to see a request.

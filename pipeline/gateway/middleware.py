@@ -29,12 +29,16 @@ MAX_JSON_BYTES = 1024**2
 #: From the last piece of the request's body to the first of the answer, in seconds. A database that hangs, or that
 #: vanished without closing its connections, is what takes longer.
 ANSWER_SECONDS = 10.0
-#: The same for uploads, whose answer waits for the disk, or for a store in the network.
+#: The same where blobs are written, for an answer that waits for the disk, or for a store in the network.
 UPLOAD_ANSWER_SECONDS = 60.0
 
 
 def is_upload(scope: Scope) -> bool:
     return (scope["method"], scope["path"]) == ("POST", "/v1/files")
+
+
+def writes_blob(scope: Scope) -> bool:
+    return is_upload(scope) or (scope["method"] == "POST" and scope["path"].endswith("/retry"))
 
 
 class RequestMiddleware:
@@ -151,7 +155,7 @@ class DeadlineMiddleware:
             return
         exchange = _Exchange(receive, send)
         work = asyncio.ensure_future(self.app(scope, exchange.receive, exchange.send))
-        limit = self.upload_seconds if is_upload(scope) else self.seconds
+        limit = self.upload_seconds if writes_blob(scope) else self.seconds
         try:
             while not work.done() and not exchange.is_answering:
                 left = exchange.idle_since + limit - time.monotonic()

@@ -19,6 +19,7 @@ from pipeline.jobs.fairness import EXPECTED_COST, ITS_BATCH_IS_WORKED_ON, weight
 from pipeline.jobs.load import Load, Queue, load_of
 from pipeline.settings import get_settings
 from pipeline.tables import Batch, BatchStatus, ServiceClass
+from pipeline.tables.batches import PAUSED_BY_CLIENT
 
 #: Tenants that an explanation shows, without their names: those with the lowest counters.
 MAX_OTHERS: Final = 50
@@ -31,6 +32,7 @@ class WaitReason(StrEnum):
 
     PREPARING = "preparing"  #: Its input file is yet to be read and planned.
     BUDGET = "budget"  #: It is paused: a budget has no room for its next request.
+    PAUSED = "paused"  #: Its client has paused it.
     NO_GROUP = "no_group"  #: No group works for its model.
     COLD_START = "cold_start"  #: The groups of its model are loading it.
     CLASS_AHEAD = "class_ahead"  #: Slices of a higher class wait too.
@@ -39,6 +41,10 @@ class WaitReason(StrEnum):
     ENGINES_FULL = "engines_full"  #: It is next; the groups are at work on what they have.
     RUNNING = "running"  #: Nothing of it waits: groups have all that is left of it.
     ENDED = "ended"  #: It has ended, or is just being closed.
+
+
+#: While one of these holds, nothing can be said of when it would be done.
+_WITHOUT_END: Final = frozenset({WaitReason.BUDGET, WaitReason.PAUSED, WaitReason.ENDED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,7 @@ def explain(session: Session, batch_id: str, tenant_id: str, project_id: str | N
     reasons = list(_reasons(batch, slices, load, first))
     start, finish = None, None
     in_class: dict[ServiceClass, datetime | None] = {}
-    if WaitReason.BUDGET not in reasons and WaitReason.ENDED not in reasons:
+    if not _WITHOUT_END.intersection(reasons):
         start = slices.started_at or _start(load, first)
         finish = _finish(load, queue, slices, slices.own_cost_ahead)
         if slices.num_pending:
@@ -182,7 +188,7 @@ def _reasons(batch: Batch, slices: Slices, load: Load, ahead: Ahead) -> Iterator
         yield WaitReason.ENDED
         return
     if batch.pause_reason is not None:
-        yield WaitReason.BUDGET
+        yield WaitReason.PAUSED if batch.pause_reason == PAUSED_BY_CLIENT else WaitReason.BUDGET
         return
     if slices.num_pending == 0:
         yield WaitReason.RUNNING

@@ -39,6 +39,7 @@ def finalize(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
         status = _final_status(session, batch)
         if status is not BatchStatus.CANCELLED:  # a cancelled batch goes from cancelling to cancelled, as OpenAI's
             batch.finalizing_at = func.now()
+        _end_pause(batch)
         _close_files(session, batch)
         batch.status = status
         setattr(batch, _MOMENTS[status], func.clock_timestamp())
@@ -56,6 +57,13 @@ def _final_status(session: Session, batch: Batch) -> BatchStatus:
         if session.scalar(select(expired)):
             return BatchStatus.EXPIRED
     return BatchStatus.COMPLETED
+
+
+def _end_pause(batch: Batch) -> None:
+    """Of a batch that was paused when groups had all that was left of it: its window stood still as of any other."""
+    if batch.paused_at is not None:
+        batch.expires_at = Batch.expires_at + (func.clock_timestamp() - Batch.paused_at)
+        batch.pause_reason = batch.pause_note = batch.pause_needs = batch.paused_at = None
 
 
 def _close_files(session: Session, batch: Batch) -> None:

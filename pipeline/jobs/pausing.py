@@ -1,7 +1,8 @@
 """Pausing: a batch whose budget has no room for its next request waits, keeps what it has, and goes on when there is.
 
 A slice of which only the first requests fit is cut in two, so that a budget is used up to its last request. While a
-batch is paused its window stands still.
+batch is paused its window stands still. One that its client has paused goes on when its client says so, whatever
+budgets have room: see `pipeline/jobs/client_pauses.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipeline.billing.rating import Rates, worst_cost
 from pipeline.jobs import outbox
 from pipeline.jobs.fairness import lift
 from pipeline.jobs.planning import EXPECTED_ANSWER_TOKENS
+from pipeline.tables.batches import PAUSED_BY_CLIENT
 from pipeline.tables.session import connection
 
 if TYPE_CHECKING:
@@ -152,7 +154,7 @@ def _pause(conn: Connection, claimed: ClaimedSlice, budget_id: str, needs: Decim
 # One that is no longer in progress has nothing to go on with.
 _HAVE_ROOM: Final = text(f"""
     SELECT b.id FROM batches b
-    WHERE b.pause_reason IS NOT NULL AND b.status = 'in_progress' AND NOT EXISTS (
+    WHERE b.pause_reason <> '{PAUSED_BY_CLIENT}' AND b.status = 'in_progress' AND NOT EXISTS (
         SELECT FROM budgets g
         LEFT JOIN budget_uses u ON u.budget_id = g.id AND u.period_start = {PERIOD_START}
         WHERE {APPLIES} AND g.is_hard AND g.amount - coalesce(u.spent + u.held, 0) < b.pause_needs
@@ -172,18 +174,33 @@ _MOVE_DEADLINES: Final = text("""
 """)
 _RESUME: Final = text("""
     UPDATE batches SET expires_at = expires_at + (clock_timestamp() - paused_at),
-                       pause_reason = NULL, pause_needs = NULL, paused_at = NULL
-    WHERE id = :batch_id AND pause_reason IS NOT NULL
+                       pause_reason = NULL, pause_note = NULL, pause_needs = NULL, paused_at = NULL
+    WHERE id = :batch_id AND (pause_reason = :by_client) = :is_by_client
 """)
+
+
+def go_on(conn: Connection, batch_id: str, *, is_by_client: bool) -> bool:
+    """Let a batch go on that a client, or a budget, has paused, in the caller's transaction; False if none has.
+
+    Call `outbox.publish_soon` after the commit.
+    """
+    with conn.begin_nested() as attempt:
+        models = list(conn.scalars(_MOVE_DEADLINES, {"batch_id": batch_id}))
+        resumed = conn.execute(
+            _RESUME, {"batch_id": batch_id, "by_client": PAUSED_BY_CLIENT, "is_by_client": is_by_client}
+        )
+        if resumed.rowcount == 0:
+            attempt.rollback()
+            return False
+    for model in set(models):
+        outbox.add_tickets(conn, model, models.count(model))
+        lift(conn, batch_id, model)
+    return True
 
 
 def _resume(engine: Engine, batch_id: str) -> bool:
     with connection(engine) as conn:
-        models = list(conn.scalars(_MOVE_DEADLINES, {"batch_id": batch_id}))
-        if conn.execute(_RESUME, {"batch_id": batch_id}).rowcount == 0:
-            return False
-        for model in set(models):
-            outbox.add_tickets(conn, model, models.count(model))
-            lift(conn, batch_id, model)
-    log.info("batch goes on", batch=batch_id)
-    return True
+        goes_on = go_on(conn, batch_id, is_by_client=False)
+    if goes_on:
+        log.info("batch goes on", batch=batch_id)
+    return goes_on

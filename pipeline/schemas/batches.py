@@ -23,6 +23,7 @@ from pipeline.schemas.files import ExpiresAfter
 from pipeline.schemas.service_classes import ServiceTier, check_window, class_of
 from pipeline.schemas.windows import WINDOW_PATTERN, window_seconds
 from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid, ServiceClass
+from pipeline.tables.batches import PAUSABLE
 
 #: Endpoints that the requests of a batch can be for.
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
@@ -84,6 +85,15 @@ class BatchCreate(BaseModel):
     quote_id: QuoteId | None = None
     #: Extension: the batch pauses before it costs more, in the currency of its prices.
     max_cost: Annotated[Decimal, Field(gt=0, lt=10**20, decimal_places=15)] | None = None
+
+
+class BatchPause(BaseModel):
+    """What `POST /v1/batches/{batch_id}/pause` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    #: Why, for whoever looks at the batch.
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_storable)] | None = None
 
 
 class BatchErrorObject(BaseModel):
@@ -164,14 +174,17 @@ class BatchObject(BaseModel):
     quote_id: str | None
     #: Extension, a decimal string.
     max_cost: str | None
-    #: Extension: why it waits although it is in progress, such as a budget that has no room.
+    #: Extension: why it waits although it has not ended: the id of a budget that has no room, or `client`.
     pause_reason: str | None
+    #: Extension: what the client said when it paused the batch.
+    pause_note: str | None
     metadata: dict[str, str] | None
 
     @classmethod
     def of(cls, batch: Batch, errors: Sequence[BatchError] = ()) -> Self:
         """`errors` are shown if the batch failed."""
         is_failed = batch.status is BatchStatus.FAILED
+        is_pausable = batch.status in PAUSABLE
         return cls(
             id=batch.id,
             endpoint=batch.endpoint,
@@ -207,7 +220,8 @@ class BatchObject(BaseModel):
             receipts=batch.has_receipts,
             quote_id=batch.quote_id,
             max_cost=None if batch.max_cost is None else decimal_text(batch.max_cost),
-            pause_reason=batch.pause_reason if batch.status is BatchStatus.IN_PROGRESS else None,
+            pause_reason=batch.pause_reason if is_pausable else None,
+            pause_note=batch.pause_note if is_pausable else None,
             metadata=batch.metadata_,
         )
 

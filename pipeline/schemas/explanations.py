@@ -125,6 +125,7 @@ class BatchExplanation(BaseModel):
 _MESSAGES: Final = {
     WaitReason.PREPARING: "Its input file is being read and planned.",
     WaitReason.BUDGET: "It is paused by '{pause}': there is no room for its next request. It goes on when there is.",
+    WaitReason.PAUSED: "Its client has paused it. It goes on when its client resumes it.",
     WaitReason.NO_GROUP: "No group works for the model '{model}'. Drained, or stopped after crashes: {away}.",
     WaitReason.COLD_START: "The groups of the model '{model}' are starting: {starting}.",
     WaitReason.CLASS_AHEAD: "Slices of a higher service class wait too: {by_class}.",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from sqlalchemy import ForeignKey, Index, SmallInteger, false
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.tables.base import Base, Created, Moment, Money, text_enum
+
+#: The `pause_reason` of a batch that its client paused; no budget has this id.
+PAUSED_BY_CLIENT: Final = "client"
 
 
 class BatchStatus(StrEnum):
@@ -22,6 +26,10 @@ class BatchStatus(StrEnum):
     EXPIRED = "expired"  #: The window passed first; what was finished is kept and billed.
     CANCELLING = "cancelling"  #: Running requests are being stopped.
     CANCELLED = "cancelled"
+
+
+#: Statuses in which a batch can be paused.
+PAUSABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
 
 class ServiceClass(StrEnum):
@@ -94,8 +102,11 @@ class Batch(Base):
     #: Not before this moment is it tried again.
     prepare_after: Mapped[Moment | None]
 
-    #: Why no more of it is claimed at the moment: the id of the budget that has no room. Its window stands still.
+    #: Why no more of it is claimed at the moment: the id of the budget that has no room, or `PAUSED_BY_CLIENT`. Its
+    #: window stands still.
     pause_reason: Mapped[str | None]
+    #: What the client said why it paused the batch.
+    pause_note: Mapped[str | None]
     paused_at: Mapped[Moment | None]
     #: Room that the budget must have before it goes on.
     pause_needs: Mapped[Money | None]

@@ -59,7 +59,10 @@ _OF_BATCH: Final = (
           AND (a.output_token_ids IS NOT NULL OR a.body <> {_NO_ANSWER})
     """),  # noqa: S608 - a constant
     text("UPDATE batch_errors SET custom_id = NULL, param = NULL, message = 'Erased.' WHERE batch_id = :batch_id"),
-    text("UPDATE batches SET metadata = NULL WHERE id = :batch_id AND metadata IS NOT NULL"),
+    text("""
+        UPDATE batches SET metadata = NULL, pause_note = NULL
+        WHERE id = :batch_id AND (metadata IS NOT NULL OR pause_note IS NOT NULL)
+    """),
 )
 _OF_TENANT: Final = (
     text("UPDATE quotes SET errors = NULL WHERE tenant_id = :tenant_id AND errors IS NOT NULL"),
@@ -69,7 +72,7 @@ _OF_TENANT: Final = (
 #: Batches with content; the first statement that finds one is enough.
 _WITH_CONTENT: Final = text("""
     SELECT b.id FROM batches b WHERE b.tenant_id = :tenant_id AND (
-        b.metadata IS NOT NULL
+        b.metadata IS NOT NULL OR b.pause_note IS NOT NULL
         OR EXISTS (SELECT FROM requests r WHERE r.batch_id = b.id AND r.prompt_token_ids <> '')
         OR EXISTS (SELECT FROM results a WHERE a.batch_id = b.id
                    AND (a.output_token_ids IS NOT NULL OR a.body NOT LIKE '{"usage":{"completion\\_tokens":%}}'))

@@ -57,6 +57,7 @@ EXPECTED = {
     "poisoned": ("completed", 3),
     "cancelled": ("cancelled", 0),
     "expired": ("expired", 0),
+    "retried": ("completed", 4),
     "late": ("completed", 4),
 }
 
@@ -141,6 +142,11 @@ class World:
         self.batches[name] = batch.id
         return file_id
 
+    def act(self, name: str, action: str) -> str:
+        path, headers = f"/batches/{self.batches[name]}/{action}", {"Idempotency-Key": action}
+        acted: Any = again(lambda: self.tenant.client.post(path, cast_to=object, options={"headers": headers}))
+        return str(acted["id"])
+
     def batch(self, name: str) -> openai.types.Batch:
         return again(lambda: self.tenant.client.batches.retrieve(self.batches[name]))
 
@@ -187,8 +193,11 @@ class World:
             "UPDATE batches SET pause_reason = 'a budget', paused_at = now(), pause_needs = 0 WHERE id = :id",
             id=self.batches["good"],
         )
+        for action in ("pause", "resume"):
+            self.act("poisoned", action)
         self.lose_what_can_be_lost()
         self.tick_until(lambda: self.is_final("cancelled") and self.is_final("expired"))
+        self.batches["retried"] = self.act("cancelled", "retry")
         self.run_groups()
         self.tidy_up(used)
 
@@ -245,7 +254,7 @@ class World:
         settings = make_settings(lease_seconds=1.0, drain_seconds=0.05, record_seconds=0.02)
         engine = ReportingEngine(poison=POISON)
         with running_group(self.database, engine, settings, "group-0@here", self.model_path):
-            self.tick_until(lambda: self.is_final("good") and self.is_final("poisoned"))
+            self.tick_until(lambda: all(map(self.is_final, ("good", "poisoned", "retried"))))
             engine.answers = False
             self.submit("late", request_lines(4, prompt=[5, 6]))
             self.tick_until(lambda: bool(engine.running))

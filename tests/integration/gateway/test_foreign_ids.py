@@ -151,6 +151,7 @@ def test_what_is_anothers_is_answered_as_what_is_not_there(
                 assert error == error_of(nothing)
     assert sql(database, "SELECT count(*) FROM files WHERE deleted_at IS NOT NULL") == [(0,)]
     assert sql(database, "SELECT count(*) FROM batches WHERE cancelling_at IS NOT NULL") == [(0,)]
+    assert sql(database, "SELECT count(*) FROM batches WHERE paused_at IS NOT NULL") == [(0,)]
 
 
 def test_an_owner_reaches_what_strangers_do_not(

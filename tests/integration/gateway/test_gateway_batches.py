@@ -74,6 +74,7 @@ def test_a_new_batch_is_validating(acme: Tenant) -> None:
         "quote_id": None,
         "max_cost": None,
         "pause_reason": None,
+        "pause_note": None,
         "metadata": {"run": "7"},
     }
     assert batch.id.startswith("batch_")
@@ -82,7 +83,7 @@ def test_a_new_batch_is_validating(acme: Tenant) -> None:
 
 def test_the_client_of_openai_knows_every_field_and_none_is_missing(acme: Tenant) -> None:
     raw = post(acme, {}).json()
-    extensions = {"service_class", "receipts", "quote_id", "max_cost", "pause_reason"}
+    extensions = {"service_class", "receipts", "quote_id", "max_cost", "pause_reason", "pause_note"}
     assert set(raw) == set(openai.types.Batch.model_fields) | extensions
 
 
