@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
@@ -16,6 +16,8 @@ from pipeline.tenancy import audit_log
 RATES: Final = ("requests_per_minute", "tokens_per_minute")
 QUEUES: Final = ("enqueued_tokens", "enqueued_batches")
 
+Limits = TypeVar("Limits", RateLimit, QueueLimit)
+
 
 def set_rate_limits(
     session: Session, tenant_id: str, limits: Mapping[str, int | None], *, api_key_id: str | None = None
@@ -25,16 +27,7 @@ def set_rate_limits(
     Raises UserError for a limit below 0.
     """
     row = {"tenant_id": tenant_id, "api_key_id": api_key_id or ""}
-    _check(limits)
-    made = session.execute(
-        insert(RateLimit)
-        .values(**row, **limits)
-        .on_conflict_do_update(index_elements=list(row), set_=dict(limits))
-        .returning(RateLimit),
-        execution_options={"populate_existing": True},
-    ).scalar_one()
-    _record(session, tenant_id, limits, {"key": api_key_id})
-    return made
+    return _set(session, RateLimit, row, limits, {"key": api_key_id})
 
 
 def set_queue_limits(
@@ -45,16 +38,7 @@ def set_queue_limits(
     Raises UserError for a limit below 0.
     """
     row = {"tenant_id": tenant_id, "model": model or ""}
-    _check(limits)
-    made = session.execute(
-        insert(QueueLimit)
-        .values(**row, **limits)
-        .on_conflict_do_update(index_elements=list(row), set_=dict(limits))
-        .returning(QueueLimit),
-        execution_options={"populate_existing": True},
-    ).scalar_one()
-    _record(session, tenant_id, limits, {"model": model})
-    return made
+    return _set(session, QueueLimit, row, limits, {"model": model})
 
 
 def list_limits(session: Session, tenant_id: str | None = None) -> tuple[Sequence[RateLimit], Sequence[QueueLimit]]:
@@ -66,10 +50,21 @@ def list_limits(session: Session, tenant_id: str | None = None) -> tuple[Sequenc
     return session.execute(rates).scalars().all(), session.execute(queues).scalars().all()
 
 
-def _check(limits: Mapping[str, int | None]) -> None:
+def _set(
+    session: Session,
+    table: type[Limits],
+    row: Mapping[str, str],
+    limits: Mapping[str, int | None],
+    of: Mapping[str, str | None],
+) -> Limits:
     if wrong := [name for name, value in limits.items() if value is not None and not 0 <= value < 2**62]:
         raise UserError(f"{wrong[0]} is {limits[wrong[0]]}: give a number from 0 on; 0 is no limit.")
-
-
-def _record(session: Session, tenant_id: str, limits: Mapping[str, int | None], of: Mapping[str, str | None]) -> None:
-    audit_log.record(session, act="limits.set", object=tenant_id, details={**of, **limits})
+    made = session.execute(
+        insert(table)
+        .values(**row, **limits)
+        .on_conflict_do_update(index_elements=list(row), set_=dict(limits))
+        .returning(table),
+        execution_options={"populate_existing": True},
+    ).scalar_one()
+    audit_log.record(session, act="limits.set", object=row["tenant_id"], details={**of, **limits})
+    return made
