@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
 import structlog
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, Update, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -98,7 +99,7 @@ def set_budget(
         raise UserError(f"{amount} is no amount of a budget: give a number from 0 on, with at most 15 decimals.")
     if len(currency) != 3 or not currency.isascii() or not currency.isupper():
         raise UserError(f"{currency!r} is no currency: give a code of ISO 4217, such as USD.")
-    session.execute(select(func.pg_advisory_xact_lock(LOCK_CLASS, func.hashtext(scope.tenant_id))))
+    lock_budgets(session, scope.tenant_id)
     row = {
         "id": new_id("budget"),
         "tenant_id": scope.tenant_id,
@@ -151,20 +152,27 @@ def limit_batch(session: Session, tenant_id: str, batch_id: str, currency: str, 
 
 
 def add_prepaid(session: Session, tenant_id: str, currency: str, amount: Decimal) -> None:
-    """Raise what a prepaid tenant may cost by credit that it was granted; lower it by credit that expired, below zero.
+    """Raise what a prepaid tenant may cost by credit that it was granted. Does nothing for another tenant."""
+    lock_budgets(session, tenant_id)  # whoever is making the tenant prepaid has not seen the grant
+    session.execute(_prepaid(tenant_id, currency).values(amount=Budget.amount + amount))
 
-    Does nothing for a tenant that is not prepaid.
+
+def take_prepaid(session: Session, tenant_id: str, currency: str, amount: Decimal, expired_at: datetime) -> None:
+    """Lower it by what was left of credit that expired at this moment, never below zero.
+
+    A tenant that was made prepaid later never had that credit in its budget.
     """
-    session.execute(
-        update(Budget)
-        .where(Budget.tenant_id == tenant_id, Budget.currency == currency, Budget.is_prepaid)
-        .values(amount=func.greatest(Budget.amount + amount, 0))
-    )
+    was_in_it = Budget.created_at < expired_at
+    lowered = func.greatest(Budget.amount - amount, 0)
+    session.execute(_prepaid(tenant_id, currency).where(was_in_it).values(amount=lowered))
 
 
 def make_prepaid(session: Session, tenant_id: str, currency: str, balance: Decimal) -> Budget:
-    """From now on the tenant costs no more than its `balance` and what is granted later."""
-    session.execute(select(func.pg_advisory_xact_lock(LOCK_CLASS, func.hashtext(tenant_id))))
+    """From now on the tenant costs no more than its `balance` and what is granted later.
+
+    A balance that depends on what is recorded, or granted, is to be read after `lock_budgets`.
+    """
+    lock_budgets(session, tenant_id)
     of_tenant = (Budget.tenant_id == tenant_id) & (Budget.currency == currency) & Budget.is_prepaid
     budget = session.scalars(select(Budget).where(of_tenant)).one_or_none()
     if budget is None:
@@ -188,11 +196,16 @@ def remove_budget(session: Session, budget_id: str) -> Budget:
     budget = session.get(Budget, budget_id)
     if budget is None or budget.batch_id is not None:
         raise UserError(f"There is no budget {budget_id!r}. `ryzanstein budgets list` shows those that there are.")
-    session.execute(select(func.pg_advisory_xact_lock(LOCK_CLASS, func.hashtext(budget.tenant_id))))
+    lock_budgets(session, budget.tenant_id)
     session.delete(budget)
     session.flush()
     _log(session, "budget.remove", budget_id, budget.amount, budget.currency, budget.is_hard)
     return budget
+
+
+def lock_budgets(session: Session, tenant_id: str) -> None:
+    """Nothing is recorded of the tenant, nor are its budgets set, until the caller's transaction ends."""
+    session.execute(select(func.pg_advisory_xact_lock(LOCK_CLASS, func.hashtext(tenant_id))))
 
 
 def list_budgets(session: Session, tenant_id: str | None = None) -> list[BudgetState]:
@@ -218,6 +231,10 @@ def alert_budgets(engine: Engine) -> int:
             currency=row.currency,
         )
     return len(reached)
+
+
+def _prepaid(tenant_id: str, currency: str) -> Update:
+    return update(Budget).where(Budget.tenant_id == tenant_id, Budget.currency == currency, Budget.is_prepaid)
 
 
 def _states(session: Session, budgets: Sequence[Budget]) -> list[BudgetState]:

@@ -15,14 +15,14 @@ from typing import Final
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from pipeline.billing.budgets import add_prepaid
+from pipeline.billing.budgets import add_prepaid, lock_budgets, make_prepaid, take_prepaid
 from pipeline.billing.contracts import ContractError, check_money
 from pipeline.billing.credit_burning import Grant, Spent, boundaries, burn
 from pipeline.billing.ledger import Account, Posting, post_entries
 from pipeline.billing.pricing import EXACT, ZERO, exact_sum
 from pipeline.billing.rate_cards import check_currency
 from pipeline.ids import new_id
-from pipeline.tables import CreditGrant
+from pipeline.tables import Budget, CreditGrant
 from pipeline.tenancy import audit_log
 
 #: What began before an expiry may be committed after it; what is left expires in the books when nothing can be.
@@ -150,8 +150,15 @@ def settle_credit(session: Session, tenant_id: str, currency: str) -> Decimal:
             [grant.amount, totals.get(grant.id, ZERO).copy_negate(), expired.get(grant.id, ZERO).copy_negate()]
         )
         if grant.expires_at is not None and grant.expires_at <= now - _SETTLING and left:
+            take_prepaid(session, tenant_id, currency, left, grant.expires_at)
             _post_expired(session, tenant_id, currency, grant.id, left)
     return exact_sum(due.values())
+
+
+def limit_to_credit(session: Session, tenant_id: str, currency: str) -> Budget:
+    """From now on the tenant costs no more than what is left of its credit, and what is granted later."""
+    lock_budgets(session, tenant_id)
+    return make_prepaid(session, tenant_id, currency, credit_balance(session, tenant_id, currency))
 
 
 def tenants_with_credit(session: Session) -> Sequence[tuple[str, str]]:
@@ -235,7 +242,6 @@ def _post_spent(session: Session, tenant_id: str, currency: str, month: date, pa
 
 
 def _post_expired(session: Session, tenant_id: str, currency: str, grant_id: str, left: Decimal) -> None:
-    add_prepaid(session, tenant_id, currency, left.copy_negate())
     post_entries(
         session,
         tenant_id=tenant_id,

@@ -100,13 +100,12 @@ def make_prepaid(
     as_json: bool = JSON,
 ) -> None:
     """Let a tenant spend no more than its credit, from now on: what is left now, and what is granted later."""
-    from pipeline.billing.budgets import make_prepaid as make_it
-    from pipeline.billing.credits import credit_balance
+    from pipeline.billing.credits import limit_to_credit
     from pipeline.tenancy.tenants import find_tenant
 
     with open_database(data_dir) as session:
         tenant_id = find_tenant(session, tenant).id
-        budget = make_it(session, tenant_id, currency, credit_balance(session, tenant_id, currency))
+        budget = limit_to_credit(session, tenant_id, currency)
     typer.echo(json.dumps({"id": budget.id}) if as_json else budget.id)
 
 

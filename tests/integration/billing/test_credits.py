@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 from answered import answer_requests, usage
+from running_gateways import wait_for
 from seeds import SeededTenant, seed_tenant, sql
 from sqlalchemy import Engine
 
@@ -14,6 +16,7 @@ from pipeline.billing.credits import (
     credit_left,
     credit_spent,
     grant_credit,
+    limit_to_credit,
     settle_credit,
     tenants_with_credit,
 )
@@ -22,6 +25,11 @@ from pipeline.tables.session import transaction
 
 #: A token costs one.
 MILLION = Decimal(10) ** 6
+
+WAITING = """
+    SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+    WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted
+"""
 
 
 @pytest.fixture
@@ -46,6 +54,20 @@ def balance(tenant: SeededTenant) -> Decimal:
 def settle(tenant: SeededTenant) -> Decimal:
     with transaction() as session:
         return settle_credit(session, tenant.id, "USD")
+
+
+def make_prepaid(tenant: SeededTenant) -> Decimal:
+    with transaction() as session:
+        return limit_to_credit(session, tenant.id, "USD").amount
+
+
+def pass_three_hours(database: Engine) -> None:
+    """Have all that is there be of three hours ago."""
+    sql(database, "ALTER TABLE credit_grants DISABLE TRIGGER keep_row")
+    moved = "created_at = created_at - interval '3 h'"
+    sql(database, f"UPDATE credit_grants SET {moved}, expires_at = expires_at - interval '3 h'")
+    for table in ("ledger_transactions", "budgets"):
+        sql(database, f"UPDATE {table} SET {moved}")
 
 
 def accounts(database: Engine) -> dict[str, Decimal]:
@@ -92,17 +114,50 @@ def test_credit_that_expires_pays_for_what_was_used_before_and_for_nothing_after
     expires_at = datetime.now(UTC) + timedelta(hours=1)
     grant_id = grant(tenant, 10, expires_at=expires_at)
     answer_requests(database, tenant, [usage(4)])
-    # Three hours later, with all that was written since.
-    sql(database, "ALTER TABLE credit_grants DISABLE TRIGGER keep_row")
-    moved = "created_at = created_at - interval '3 h'"
-    sql(database, f"UPDATE credit_grants SET {moved}, expires_at = expires_at - interval '3 h'")
-    sql(database, f"UPDATE ledger_transactions SET {moved}")
+    pass_three_hours(database)
     answer_requests(database, tenant, [usage(4)])
 
     assert balance(tenant) == 0
     assert (settle(tenant), settle(tenant)) == (4, 0)
     assert accounts(database) == {"receivable": 4, "revenue": -8, "granted": 10, "expired": -6}
     assert sql(database, "SELECT grant_id FROM ledger_accounts WHERE kind = 'credit'") == [(grant_id,)]
+
+
+def test_a_prepaid_tenant_loses_what_expires_of_the_credit_that_its_budget_was_made_of(
+    database: Engine, tenant: SeededTenant
+) -> None:
+    grant(tenant, 10, expires_at=datetime.now(UTC) + timedelta(hours=1))
+    assert make_prepaid(tenant) == 10
+    grant(tenant, 50)
+    pass_three_hours(database)
+
+    settle(tenant)
+
+    assert sql(database, "SELECT amount FROM budgets") == [(50,)]
+
+
+def test_what_had_expired_before_a_tenant_was_made_prepaid_is_not_taken_off_its_budget(
+    database: Engine, tenant: SeededTenant
+) -> None:
+    grant(tenant, 10, expires_at=datetime.now(UTC) + timedelta(hours=1))
+    pass_three_hours(database)
+    grant(tenant, 50)
+    assert make_prepaid(tenant) == 50
+
+    settle(tenant)
+
+    assert accounts(database) == {"credit": -50, "granted": 60, "expired": -10}
+    assert sql(database, "SELECT amount FROM budgets") == [(50,)]
+
+
+def test_who_is_made_prepaid_while_credit_is_granted_may_spend_it(database: Engine, tenant: SeededTenant) -> None:
+    grant(tenant, 10)
+    with transaction() as granting, ThreadPoolExecutor(1) as pool:
+        grant_credit(granting, tenant.id, amount=Decimal(50), currency="USD", reason="prepaid")
+        made = pool.submit(make_prepaid, tenant)
+        wait_for(lambda: sql(database, WAITING) != [])
+        granting.commit()
+        assert made.result(30) == 60
 
 
 def test_what_is_no_credit_is_refused(database: Engine, tenant: SeededTenant) -> None:
