@@ -90,10 +90,12 @@ def create_key(
     scopes: Iterable[str] | None = None,
     expires_after: timedelta | None = None,
     is_operator: bool = False,
+    actor: str | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key of a tenant or of a project: its row, and the key itself, which can't be had again.
 
-    Without scopes it has all of them; without `expires_after` it holds until it is revoked. Raises UserError.
+    Without scopes it has all of them; without `expires_after` it holds until it is revoked. `actor` is who makes it, for
+    the audit log, as in the other functions here. Raises UserError.
     """
     if "\x00" in name:
         raise UserError("A key's name can't contain NUL characters.")
@@ -101,11 +103,11 @@ def create_key(
     row, key = _make(
         session, tenant_id, name, project_id, chosen, _moment_after(expires_after), is_operator=is_operator
     )
-    _record(session, "key.create", row)
+    _record(session, "key.create", row, actor)
     return row, key
 
 
-def rotate_key(session: Session, reference: str, grace: timedelta) -> tuple[ApiKey, str]:
+def rotate_key(session: Session, reference: str, grace: timedelta, *, actor: str | None = None) -> tuple[ApiKey, str]:
     """A new key in place of an old one, with its name, project and scopes; the old one holds for `grace` longer.
 
     An expiry of the old one that comes sooner stays; the new one lasts as long as the old one was meant to. Raises
@@ -131,7 +133,7 @@ def rotate_key(session: Session, reference: str, grace: timedelta) -> tuple[ApiK
     end = func.least(ApiKey.expires_at, _moment_after(grace))
     session.execute(update(ApiKey).where(ApiKey.id == old.id).values(expires_at=end))
     session.refresh(old)
-    _record(session, "key.rotate", row, replaces=old.id, old_expires_at=_text(old.expires_at))
+    _record(session, "key.rotate", row, actor, replaces=old.id, old_expires_at=_text(old.expires_at))
     return row, key
 
 
@@ -158,13 +160,13 @@ def find_key(session: Session, reference: str) -> ApiKey:
     return row
 
 
-def revoke_key(session: Session, reference: str) -> ApiKey:
+def revoke_key(session: Session, reference: str, *, actor: str | None = None) -> ApiKey:
     """Revoke a key from the next call on; again is fine. Raises UnknownKeyError."""
     row = find_key(session, reference)
     if row.revoked_at is None:
         session.execute(update(ApiKey).where(ApiKey.id == row.id).values(revoked_at=func.now()))
         session.refresh(row)
-        _record(session, "key.revoke", row)
+        _record(session, "key.revoke", row, actor)
     return row
 
 
@@ -243,10 +245,11 @@ def _make(
     return row, key
 
 
-def _record(session: Session, act: str, row: ApiKey, **details: str | None) -> None:
+def _record(session: Session, act: str, row: ApiKey, actor: str | None, **details: str | None) -> None:
     audit_log.record(
         session,
         act=act,
+        actor=actor,
         object=row.id,
         details={
             "tenant": row.tenant_id,

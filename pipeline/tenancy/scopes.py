@@ -21,6 +21,8 @@ class Scope(StrEnum):
     BATCHES_WRITE = "batches:write"  #: Quote, create and cancel batches.
     USAGE_READ = "usage:read"  #: Usage and costs: of the key's project, or of the whole tenant.
     INVOICES_READ = "invoices:read"  #: Invoices, of the whole tenant; a key of a project has no use for it.
+    KEYS_READ = "keys:read"  #: List keys, without their secrets: of the key's project, or of the whole tenant.
+    KEYS_WRITE = "keys:write"  #: Make, rotate and revoke keys, none of which can do more than it can itself.
 
 
 def read_scopes(names: Iterable[str]) -> tuple[Scope, ...]:
