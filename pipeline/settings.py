@@ -208,9 +208,42 @@ class Settings(BaseSettings):
     flower_url: str = Field(
         "", description="Where people reach Flower, for the link in the console; empty: the console has no such link."
     )
+    flower_auth: str = Field(
+        "basic",
+        pattern="^(basic|google|github|gitlab|okta)$",
+        description="How people sign in to Flower: `basic` with a password, or through OAuth of one of the others.",
+    )
     flower_user: str = Field("ryzanstein", description="User of Flower's basic authentication.")
     flower_password: SecretStr | None = Field(
-        None, description="Password of Flower; Flower does not start without one."
+        None,
+        description="Password of Flower, which does not start without one; with OAuth it is that of its `/metrics` "
+        "alone, and may be left out.",
+    )
+    flower_oauth_client_id: str = Field("", description="OAuth: what the provider calls this Flower.")
+    flower_oauth_client_secret: SecretStr | None = Field(None, description="OAuth: the secret that belongs to it.")
+    flower_oauth_redirect_url: str = Field(
+        "", description="OAuth: Flower's address as the provider knows it, with `/login` at its end."
+    )
+    flower_oauth_emails: str = Field(
+        "", description="OAuth: who may sign in: `a@example.com`, several with `|` between, or `.*@example.com`."
+    )
+    flower_oauth_server: str = Field(
+        "",
+        description="OAuth: a GitHub Enterprise or GitLab of your own (`git.example.com`); of Okta, the address of its "
+        "authorization server (`https://example.okta.com/oauth2/default`), which has no default.",
+    )
+    flower_read_only: bool = Field(
+        True,
+        description="`false` lets everybody who signs in to Flower stop workers and send tasks: that is to run what "
+        "they like on your machines.",
+    )
+    flower_state_dir: Path | None = Field(
+        None,
+        description="Folder in which Flower keeps what it has seen, over its restarts. Unset: `flower` in the data "
+        "folder; without one, Flower forgets.",
+    )
+    console_url: str = Field(
+        "", description="Where people reach the console, for the links in Flower; empty: Flower has no such links."
     )
 
     # --- client commands (submit, watch, download, …)

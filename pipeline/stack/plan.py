@@ -66,6 +66,8 @@ class StackPlan:
             "FLOWER_PORT": str(self.flower_port),
             "FLOWER_USER": FLOWER_USER,
             "FLOWER_PASSWORD": self.secrets.flower_password,
+            "FLOWER_URL": os.environ.get(PREFIX + "FLOWER_URL", self.flower_url),
+            "CONSOLE_URL": os.environ.get(PREFIX + "CONSOLE_URL", f"{self.gateway_url}/console"),
             "BASE_URL": f"{self.gateway_url}/v1",
             "DATA_DIR": str(self.data_dir.root),
         }
