@@ -94,8 +94,8 @@ def create_key(
 ) -> tuple[ApiKey, str]:
     """A new key of a tenant or of a project: its row, and the key itself, which can't be had again.
 
-    Without scopes it has all of them; without `expires_after` it holds until it is revoked. `actor` is who makes it, for
-    the audit log, as in the other functions here. Raises UserError.
+    Without scopes it has all of them; without `expires_after` it holds until it is revoked. `actor` is who makes it,
+    for the audit log, as in the other functions here. Raises UserError.
     """
     if "\x00" in name:
         raise UserError("A key's name can't contain NUL characters.")
