@@ -15,6 +15,7 @@ import typer
 from pipeline.cli import (
     admin,
     auditing,
+    batches,
     budgets,
     client,
     compliance,
@@ -66,6 +67,7 @@ for _commands in (
     stack,
     groups,
     client,
+    batches,
     quoting,
     sharing,
     admin,

@@ -27,7 +27,7 @@ _SHOWN_ERRORS = 10
 
 
 def register(app: typer.Typer) -> None:
-    for command in (submit, batches, watch, download, cancel):
+    for command in (submit, watch, download, cancel):
         app.command()(command)
 
 
@@ -85,31 +85,7 @@ def submit(
         if wait:
             _wait(client, batch, as_json)
             return
-    _print_batch(batch, as_json)
-
-
-def batches(
-    limit: int = typer.Option(20, min=1, max=100, help="How many."),
-    data_dir: Path | None = DATA_DIR,
-    base_url: str | None = BASE_URL,
-    api_key: str | None = API_KEY,
-    as_json: bool = JSON,
-) -> None:
-    """List batches, the newest first."""
-    with open_client(data_dir, base_url, api_key) as client:
-        found = client.batches.list(limit=limit).data
-    if as_json:
-        typer.echo(json.dumps([batch.model_dump(mode="json") for batch in found], indent=2))
-        return
-    from pipeline.cli.rendering import print_table
-    from pipeline.cli.watching import status_of
-
-    rows = [
-        [batch.id, status_of(batch), batch.model or "", str(counts.total), str(counts.completed), str(counts.failed)]
-        for batch in found
-        if (counts := batch.request_counts) is not None
-    ]
-    print_table(["batch", "status", "model", "#requests", "#completed", "#failed"], rows)
+    print_batch(batch, as_json)
 
 
 def watch(
@@ -161,19 +137,19 @@ def cancel(
     """Stop a batch; what is finished is kept."""
     with open_client(data_dir, base_url, api_key) as client:
         cancelled = client.batches.cancel(batch)
-    _print_batch(cancelled, as_json)
+    print_batch(cancelled, as_json)
 
 
 def _wait(client: OpenAI, batch: Batch, as_json: bool) -> None:
     from pipeline.cli.watching import wait_for_end
 
     ended = wait_for_end(client, batch)
-    _print_batch(ended, as_json)
+    print_batch(ended, as_json)
     if ended.status != "completed":
         raise typer.Exit(NOT_COMPLETED)
 
 
-def _print_batch(batch: Batch, as_json: bool) -> None:
+def print_batch(batch: Batch, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(batch.model_dump(mode="json")))
         return
@@ -183,11 +159,18 @@ def _print_batch(batch: Batch, as_json: bool) -> None:
         line += f" ({counts.total} requests, {counts.completed} completed, {counts.failed} failed)"
     typer.echo(line)
     if reason := getattr(batch, "pause_reason", None):
-        typer.echo(
-            f"  It is paused: the budget {reason} has no room. What it has is kept, and it goes on by itself.", err=True
-        )
+        typer.echo(f"  {_pause_text(batch.id, reason, getattr(batch, 'pause_note', None))}", err=True)
     found = (batch.errors.data if batch.errors else None) or []
     print_errors([error.model_dump() for error in found[:_SHOWN_ERRORS]], len(found))
+
+
+def _pause_text(batch_id: str, reason: str, note: str | None) -> str:
+    from pipeline.tables.batches import PAUSED_BY_CLIENT
+
+    if reason != PAUSED_BY_CLIENT:
+        return f"It is paused: the budget {reason} has no room. What it has is kept, and it goes on by itself."
+    why = f" ({note})" if note else ""
+    return f"It is paused by its client{why}. It goes on with `ryzanstein batches resume {batch_id}`."
 
 
 def print_errors(errors: Sequence[Mapping[str, Any]], count: int) -> None:

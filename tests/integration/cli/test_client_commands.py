@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.gateway import create_app
 from pipeline.ids import new_file_id
 from pipeline.settings import get_settings
-from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, OnInvalid, Quote
+from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, OnInvalid, OutcomeKind, Quote, Request
 from pipeline.tables.session import transaction
 
 Run = Callable[..., Result]
@@ -200,6 +200,33 @@ def test_download_writes_what_there_is(run: Run, acme: Tenant, input_file: str, 
 def test_cancel_stops_a_batch(run: Run, input_file: str) -> None:
     batch_id = printed(run("submit", input_file, "--json"))["id"]
     assert printed(run("cancel", batch_id, "--json"))["status"] == "cancelling"
+
+
+def test_a_batch_is_paused_resumed_and_retried(run: Run, acme: Tenant, input_file: str) -> None:
+    batch_id = printed(run("submit", input_file, "--json"))["id"]
+
+    paused = run("batches", "pause", batch_id, "--reason", "it is late")
+
+    assert (paused.exit_code, paused.stdout) == (0, f"{batch_id} validating\n")
+    assert "paused by its client (it is late)" in paused.stderr
+    assert f"ryzanstein batches resume {batch_id}" in paused.stderr
+    assert "validating (paused)" in run("batches").stdout
+    assert printed(run("batches", "resume", batch_id, "--json"))["pause_reason"] is None
+    end_all(BatchStatus.CANCELLED, num_requests=1, num_unsuccessful=1)
+    with transaction() as session:
+        request = Request(
+            batch_id=batch_id,
+            line=1,
+            custom_id="a",
+            prompt_token_ids=b"",
+            num_prompt_tokens=0,
+            params={},
+            outcome=OutcomeKind.CANCELLED,
+        )
+        session.add(request)
+    retried = printed(run("batches", "retry", batch_id, "--json"))
+    assert (retried["status"], retried["metadata"]) == ("validating", {"retried_from": batch_id})
+    assert isinstance(run("batches", "retry", retried["id"]).exception, UserError)
 
 
 def test_mistakes_are_told_in_one_line(run: Run, input_file: str, tmp_path: Path) -> None:
