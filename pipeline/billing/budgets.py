@@ -13,8 +13,10 @@ from sqlalchemy import Engine, Update, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from pipeline.billing.contracts import fits_money
 from pipeline.billing.currencies import decimal_text
 from pipeline.billing.holds import LOCK_CLASS, PERIOD_START
+from pipeline.billing.rate_cards import check_currency
 from pipeline.errors import UserError
 from pipeline.ids import new_id
 from pipeline.tables import Budget, BudgetPeriod, BudgetUse
@@ -25,8 +27,6 @@ log = structlog.get_logger(__name__)
 
 #: Parts of a budget, in percent, at which it alerts, once in a period each.
 THRESHOLDS: Final = (80, 100)
-
-_LIMIT: Final = Decimal(10) ** 20
 
 # The month so far is read from what was rated, in the same transaction in which nobody records for the tenant.
 _SPENT_THIS_MONTH: Final = text("""
@@ -95,10 +95,9 @@ def set_budget(
     A budget without end counts from now on. What is claimed already is finished where a limit is new or lowered.
     Raises UserError for an amount that is none.
     """
-    if not amount.is_finite() or not 0 <= amount < _LIMIT or amount != round(amount, 15):
+    if not fits_money(amount):
         raise UserError(f"{amount} is no amount of a budget: give a number from 0 on, with at most 15 decimals.")
-    if len(currency) != 3 or not currency.isascii() or not currency.isupper():
-        raise UserError(f"{currency!r} is no currency: give a code of ISO 4217, such as USD.")
+    check_currency(currency)
     lock_budgets(session, scope.tenant_id)
     row = {
         "id": new_id("budget"),

@@ -97,11 +97,15 @@ def check_commitment(commitment: Decimal | None, currency: str | None) -> None:
         check_money("commitment", commitment)
 
 
+def fits_money(amount: Decimal) -> bool:
+    """Whether it is an amount from 0 on that the tables hold exactly."""
+    exponent = amount.as_tuple().exponent
+    return isinstance(exponent, int) and -exponent <= _MONEY_DECIMALS and 0 <= amount < _MONEY_LIMIT
+
+
 def check_money(name: str, amount: Decimal) -> None:
     """Raises ContractError for what is no positive amount that the tables hold exactly."""
-    fits = amount.is_finite() and 0 < amount < _MONEY_LIMIT
-    exponent = amount.as_tuple().exponent
-    if not fits or not isinstance(exponent, int) or -exponent > _MONEY_DECIMALS:
+    if not fits_money(amount) or not amount:
         raise ContractError(f"{name} is {amount}: give an amount above 0 with at most {_MONEY_DECIMALS} decimals.")
 
 
