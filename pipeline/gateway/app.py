@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from pipeline.gateway import (
@@ -52,12 +53,20 @@ def create_app(
     app.state.rate_limits = RateLimits(get_settings())
     for resource in (files, quotes, batches, batch_actions, explanations, models, usage, budgets, invoices, health):
         app.include_router(resource.router)
+    _add_console(app)
     add_error_handlers(app)
     # The last one added is the first to see a request.
     app.add_middleware(LimitsMiddleware)
     app.add_middleware(DeadlineMiddleware, seconds=answer_seconds, upload_seconds=upload_answer_seconds)
     app.add_middleware(RequestMiddleware)
     return app
+
+
+def _add_console(app: FastAPI) -> None:
+    from pipeline.console import create_console  # which is made of parts of the gateway
+
+    app.mount("/console", create_console(app.state), name="console")
+    app.add_route("/console", lambda _: RedirectResponse("/console/", status_code=303), include_in_schema=False)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -43,15 +43,20 @@ def _principal(
 Caller = Annotated[Principal, Depends(_principal)]
 
 
+def check_scope(caller: Principal, scope: Scope) -> None:
+    """Raises ApiError (403)."""
+    if not caller.may(scope):
+        raise ApiError(
+            403,
+            f"This key may not do this: it lacks the scope '{scope}'. Use another key, or ask the operator for "
+            "one that has it.",
+            code="missing_scope",
+        )
+
+
 def _with(scope: Scope) -> Callable[[Principal], Principal]:
     def check(caller: Caller) -> Principal:
-        if not caller.may(scope):
-            raise ApiError(
-                403,
-                f"This key may not do this: it lacks the scope '{scope}'. Use another key, or ask the operator for "
-                "one that has it.",
-                code="missing_scope",
-            )
+        check_scope(caller, scope)
         return caller
 
     return check
