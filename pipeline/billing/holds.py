@@ -8,8 +8,9 @@ the claim. Amounts count in the period of the claim, so that a month that ends b
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from typing import Any, Final
 
@@ -27,11 +28,14 @@ APPLIES: Final = """(
     )
 )"""
 
-#: The first day of the present period of a budget `g`.
-PERIOD_START: Final = """
-    CASE g.period WHEN 'month' THEN CAST(date_trunc('month', now() AT TIME ZONE 'UTC') AS date)
-                  ELSE DATE '2000-01-01' END
-"""
+
+def _period_start(month: str) -> str:
+    """SQL for the first day of the period of a budget `g` that the month with this first day is in."""
+    return f"CASE g.period WHEN 'month' THEN {month} ELSE DATE '2000-01-01' END"
+
+
+#: Of the present period.
+PERIOD_START: Final = _period_start("CAST(date_trunc('month', now() AT TIME ZONE 'UTC') AS date)")
 
 _OPEN_USES: Final = text(f"""
     INSERT INTO budget_uses (budget_id, period_start)
@@ -46,8 +50,8 @@ _LOCK_USES: Final = text(f"""
     JOIN budget_uses u ON u.budget_id = g.id AND u.period_start = {PERIOD_START}
     WHERE b.id = :batch_id AND g.currency = :currency ORDER BY g.id FOR NO KEY UPDATE OF u
 """)  # noqa: S608 - constants
-_CURRENCIES: Final = text(f"""
-    SELECT DISTINCT g.currency FROM batches b JOIN budgets g ON {APPLIES} WHERE b.id = :batch_id
+_HAS_BUDGET: Final = text(f"""
+    SELECT EXISTS (SELECT FROM batches b JOIN budgets g ON {APPLIES} WHERE b.id = :batch_id)
 """)  # noqa: S608 - constants
 _TAKE: Final = text("""
     WITH taken AS (
@@ -106,6 +110,17 @@ _SETTLE: Final = f"""
     ON CONFLICT (budget_id, period_start) DO UPDATE SET spent = u.spent + excluded.spent, held = u.held + excluded.held
 """  # noqa: S608 - constants
 
+# Of usage for which nothing was held.
+_SPEND: Final = f"""
+    INSERT INTO budget_uses AS u (budget_id, period_start, spent)
+    SELECT g.id, {_period_start("c.month")} AS period_start, sum(c.amount)
+    FROM unnest(%(batch_ids)b::text[], %(months)b::date[], %(currencies)b::text[], %(amounts)b::numeric[])
+        AS c (batch_id, month, currency, amount)
+    JOIN batches b ON b.id = c.batch_id JOIN budgets g ON {APPLIES} AND g.currency = c.currency
+    GROUP BY g.id, period_start ORDER BY g.id, period_start
+    ON CONFLICT (budget_id, period_start) DO UPDATE SET spent = u.spent + excluded.spent
+"""  # noqa: S608 - constants
+
 #: Keeps a budget from being set while outcomes of its tenant are recorded, which might not see it and not be seen.
 LOCK_CLASS: Final = 4
 _ANNOUNCE: Final = f"""
@@ -133,9 +148,18 @@ class SliceCost:
     amount: Decimal
 
 
+@dataclass(frozen=True, slots=True)
+class LateUsage:
+    """Usage of a batch, in a month that is given by its first day, which had no price when it was recorded."""
+
+    batch_id: str
+    month: date
+    currency: str
+
+
 def has_budget(conn: Connection, batch_id: str) -> bool:
     """Whether anything limits or watches what a batch may cost."""
-    return conn.execute(_CURRENCIES, {"batch_id": batch_id}).first() is not None
+    return bool(conn.scalar(_HAS_BUDGET, {"batch_id": batch_id}))
 
 
 def lock_uses(conn: Connection, batch_id: str, currency: str) -> list[Use]:
@@ -184,5 +208,18 @@ def settle(cursor: Cursor[Any], slice_ids: Iterable[int], costs: Sequence[SliceC
             "slice_ids": [slice_id for slice_id, _ in by_slice],
             "currencies": [currency for _, currency in by_slice],
             "amounts": [exact_sum(amounts) for amounts in by_slice.values()],
+        },
+    )
+
+
+def spend(cursor: Cursor[Any], costs: Mapping[LateUsage, Decimal]) -> None:
+    """Spend what was rated late, in the periods in which it was used; after `announce`. Locks what claims lock."""
+    cursor.execute(
+        _SPEND,
+        {
+            "batch_ids": [usage.batch_id for usage in costs],
+            "months": [usage.month for usage in costs],
+            "currencies": [usage.currency for usage in costs],
+            "amounts": list(costs.values()),
         },
     )

@@ -6,12 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Final
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from pipeline.billing import holds
 from pipeline.billing.cards_in_effect import find_rates
+from pipeline.billing.pricing import EXACT
 from pipeline.billing.rated_lines import Event, make_lines, write_lines
 from pipeline.billing.rating import Rates
 from pipeline.billing.reading import chunks, driver_of
@@ -62,19 +65,28 @@ def rate_unrated(session: Session) -> LateRating:
     num_rated = 0
     left: dict[str, int] = defaultdict(int)
     months: set[tuple[str, Month]] = set()
+    costs: dict[holds.LateUsage, Decimal] = defaultdict(Decimal)
     for chunk in chunks(_unrated(session), _CHUNK):
-        priced: dict[date, list[tuple[Event, Rates]]] = defaultdict(list)
+        priced: dict[date, list[tuple[_Unrated, Rates]]] = defaultdict(list)
         for unrated in chunk:
             rates = find(unrated)
             if rates is None:
                 left[unrated.event.model] += 1
                 continue
-            priced[unrated.month.start.date()].append((unrated.event, rates))
+            priced[unrated.month.start.date()].append((unrated, rates))
             months.add((unrated.event.tenant_id, unrated.month))
             num_rated += 1
-        for month, events in priced.items():
-            with driver_of(session).cursor() as cursor:
-                write_lines(cursor, make_lines(cursor, events, month), source="rated later", period=month)
+        with driver_of(session).cursor() as cursor:
+            holds.announce(cursor, {unrated.event.tenant_id for rated in priced.values() for unrated, _ in rated})
+            for month, rated in priced.items():
+                lines = make_lines(cursor, [(unrated.event, rates) for unrated, rates in rated], month)
+                write_lines(cursor, lines, source="rated later", period=month)
+                for (unrated, _), line in zip(rated, lines, strict=True):
+                    usage = holds.LateUsage(unrated.batch_id, month, line.currency)
+                    costs[usage] = EXACT.add(costs[usage], line.amount)
+    # In the order in which recording locks: budgets, and then roll-ups.
+    with driver_of(session).cursor() as cursor:
+        holds.spend(cursor, costs)
     for tenant_id, of in sorted(months, key=str):
         correct_drift(session.connection(), tenant_id, of.start, of.end)
     return LateRating(num_rated, dict(left))

@@ -8,6 +8,7 @@ from answered import answer_requests, usage
 from seeds import SeededTenant, seed_tenant, sql
 from sqlalchemy import Engine
 
+from pipeline.billing.budgets import Scope, limit_batch, set_budget
 from pipeline.billing.card_files import read_card_file
 from pipeline.billing.late_rating import rate_unrated
 from pipeline.billing.plans import add_draft, publish
@@ -15,7 +16,7 @@ from pipeline.billing.rate_cards import RateCardError
 from pipeline.billing.reports import Month
 from pipeline.billing.rerating import rate_by_card, rate_by_own_cards
 from pipeline.billing.rollups import find_drift
-from pipeline.tables import ServiceClass
+from pipeline.tables import BudgetPeriod, ServiceClass
 from pipeline.tables.session import transaction
 
 CARD = """
@@ -150,3 +151,38 @@ def test_what_was_unrated_is_rated_once_there_is_a_price(database: Engine, tenan
         assert rate_unrated(session).num_rated == 0
         assert find_drift(session.connection(), tenant.id, MONTH.start, MONTH.end) == []
     assert owed(database) == owed_before + 15
+
+
+def test_what_is_rated_late_counts_in_the_budgets_that_it_would_have_been_paid_from(
+    database: Engine, tenant: SeededTenant
+) -> None:
+    sql(database, "INSERT INTO served_models (name, path, context_length) VALUES ('new', '/', 2048)")
+    monthly, everything, other = (
+        budget_of(tenant, "USD", BudgetPeriod.MONTH),
+        budget_of(tenant, "USD", BudgetPeriod.TOTAL),
+        budget_of(tenant, "EUR", BudgetPeriod.MONTH),
+    )
+    batch_id = answer_requests(database, tenant, [usage(10, output=5)], model="new")
+    before = spent(database)
+    with transaction() as session:
+        limit_batch(session, tenant.id, batch_id, "USD", Decimal(40))
+        publish(session, add_draft(session, read_card_file(DRAFT.replace("tiny", "new"))))
+        assert rate_unrated(session).num_rated == 2
+        assert rate_unrated(session).num_rated == 0
+    after = spent(database)
+    assert after[monthly] == before[monthly] + 15
+    assert after[everything] == before.get(everything, 0) + 15
+    assert after.get(other, 0) == 0
+    assert sql(
+        database, "SELECT spent FROM budget_uses u JOIN budgets g ON g.id = u.budget_id WHERE g.batch_id IS NOT NULL"
+    ) == [(15,)]
+
+
+def budget_of(tenant: SeededTenant, currency: str, period: BudgetPeriod) -> str:
+    with transaction() as session:
+        scope = Scope(tenant_id=tenant.id)
+        return set_budget(session, scope, currency=currency, amount=Decimal(1000), period=period).id
+
+
+def spent(database: Engine) -> dict[str, Decimal]:
+    return {row[0]: row[1] for row in sql(database, "SELECT budget_id, spent FROM budget_uses")}
