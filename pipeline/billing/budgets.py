@@ -39,6 +39,10 @@ _SPENT_THIS_MONTH: Final = text("""
       AND (CAST(:api_key_id AS text) IS NULL OR e.api_key_id = :api_key_id)
     ON CONFLICT (budget_id, period_start) DO NOTHING
 """)
+_INHERIT_USES: Final = text("""
+    INSERT INTO budget_uses (budget_id, period_start, spent, alerted_percent)
+    SELECT :new_id, period_start, spent, alerted_percent FROM budget_uses WHERE budget_id = :old_id
+""")
 _USES: Final = text(f"""
     SELECT g.id, coalesce(u.spent, 0) AS spent, coalesce(u.held, 0) AS held
     FROM budgets g LEFT JOIN budget_uses u ON u.budget_id = g.id AND u.period_start = {PERIOD_START}
@@ -188,6 +192,26 @@ def make_prepaid(session: Session, tenant_id: str, currency: str, balance: Decim
         session.flush()
         _log(session, "budget.prepaid", budget.id, budget.amount, currency, True)
     return budget
+
+
+def inherit_budgets(session: Session, tenant_id: str, *, old_key_id: str, new_key_id: str) -> None:
+    """Give a key the budgets of the one that it replaces, spent as far as they are. Each of both then counts alone."""
+    lock_budgets(session, tenant_id)
+    inherited = session.scalars(select(Budget).where(Budget.api_key_id == old_key_id)).all()
+    for old in inherited:
+        new = Budget(
+            id=new_id("budget"),
+            tenant_id=tenant_id,
+            api_key_id=new_key_id,
+            currency=old.currency,
+            period=old.period,
+            amount=old.amount,
+            is_hard=old.is_hard,
+            is_prepaid=old.is_prepaid,
+        )
+        session.add(new)
+        session.flush()
+        session.execute(_INHERIT_USES, {"old_id": old.id, "new_id": new.id})
 
 
 def remove_budget(session: Session, budget_id: str) -> Budget:

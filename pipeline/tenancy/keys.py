@@ -14,10 +14,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
+from pipeline.billing.budgets import inherit_budgets
 from pipeline.errors import PipelineError, UserError
 from pipeline.ids import new_id
 from pipeline.tables import ApiKey
 from pipeline.tenancy import audit_log
+from pipeline.tenancy.limits import inherit_rate_limits
 from pipeline.tenancy.scopes import Scope, read_scopes
 
 _KEY = re.compile(r"rz_([0-9a-f]{12})_[0-9a-f]{48}")
@@ -108,7 +110,7 @@ def create_key(
 
 
 def rotate_key(session: Session, reference: str, grace: timedelta, *, actor: str | None = None) -> tuple[ApiKey, str]:
-    """A new key in place of an old one, with its name, project and scopes; the old one holds for `grace` longer.
+    """A new key in place of an old one, which may do the same and cost as much; the old one holds for `grace` longer.
 
     An expiry of the old one that comes sooner stays; the new one lasts as long as the old one was meant to. Raises
     UnknownKeyError, and UserError for a key that was revoked, has expired, or was replaced before.
@@ -133,6 +135,8 @@ def rotate_key(session: Session, reference: str, grace: timedelta, *, actor: str
     end = func.least(ApiKey.expires_at, _moment_after(grace))
     session.execute(update(ApiKey).where(ApiKey.id == old.id).values(expires_at=end))
     session.refresh(old)
+    inherit_budgets(session, old.tenant_id, old_key_id=old.id, new_key_id=row.id)
+    inherit_rate_limits(session, old.tenant_id, old_key_id=old.id, new_key_id=row.id)
     _record(session, "key.rotate", row, actor, replaces=old.id, old_expires_at=_text(old.expires_at))
     return row, key
 

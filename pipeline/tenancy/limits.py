@@ -30,6 +30,13 @@ def set_rate_limits(
     return _set(session, RateLimit, row, limits, {"key": api_key_id})
 
 
+def inherit_rate_limits(session: Session, tenant_id: str, *, old_key_id: str, new_key_id: str) -> None:
+    """Give a key the limits of its own that the one has which it replaces."""
+    if (old := session.get(RateLimit, (tenant_id, old_key_id))) is not None:
+        limits = {name: getattr(old, name) for name in RATES}
+        session.add(RateLimit(tenant_id=tenant_id, api_key_id=new_key_id, **limits))
+
+
 def set_queue_limits(
     session: Session, tenant_id: str, limits: Mapping[str, int | None], *, model: str | None = None
 ) -> QueueLimit:

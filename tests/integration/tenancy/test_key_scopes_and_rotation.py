@@ -1,16 +1,28 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from seeds import sql
 from sqlalchemy import Engine
 
+from pipeline.billing.budgets import Scope as BudgetScope
+from pipeline.billing.budgets import list_budgets, set_budget
 from pipeline.errors import UserError
-from pipeline.tables import ApiKey
+from pipeline.tables import ApiKey, BudgetPeriod
 from pipeline.tables.session import transaction
 from pipeline.tenancy.audit_log import list_entries
-from pipeline.tenancy.keys import InvalidKeyError, Principal, authenticate, create_key, revoke_key, rotate_key
+from pipeline.tenancy.keys import (
+    CallLimits,
+    InvalidKeyError,
+    Principal,
+    authenticate,
+    create_key,
+    revoke_key,
+    rotate_key,
+)
+from pipeline.tenancy.limits import set_rate_limits
 from pipeline.tenancy.projects import UnknownProjectError, archive_project, create_project, find_project
 from pipeline.tenancy.scopes import Scope
 from pipeline.tenancy.tenants import ensure_tenant
@@ -81,6 +93,37 @@ def test_an_expiry_that_comes_sooner_than_the_grace_stays_and_the_new_key_lasts_
         assert new.expires_at is not None
         assert old.expires_at - old.created_at == HOUR
         assert new.expires_at - new.created_at == HOUR
+
+
+def test_a_key_that_takes_the_place_of_another_is_limited_as_that_one_was(database: Engine) -> None:
+    old, _ = make()
+    _, other_key = make()
+    with transaction() as session:
+        set_rate_limits(session, old.tenant_id, {"requests_per_minute": 7}, api_key_id=old.id)
+        scope = BudgetScope(tenant_id=old.tenant_id, api_key_id=old.id)
+        month, _ = (
+            set_budget(session, scope, currency="USD", amount=Decimal(10), period=period).id for period in BudgetPeriod
+        )
+    sql(database, "UPDATE budget_uses SET spent = 9, held = 0.5, alerted_percent = 80 WHERE budget_id = :id", id=month)
+
+    with transaction() as session:
+        new, new_key = rotate_key(session, old.id, grace=HOUR)
+        states = [(one.budget.api_key_id, one.budget.period, one.room) for one in list_budgets(session)]
+
+    caller, neighbour = who(new_key), who(other_key)
+    assert caller is not None
+    assert neighbour is not None
+    assert caller.key_limits == CallLimits(requests_per_minute=7)
+    assert neighbour.key_limits == CallLimits()
+    assert sorted(states) == sorted(
+        [
+            (old.id, BudgetPeriod.MONTH, Decimal("0.5")),
+            (old.id, BudgetPeriod.TOTAL, Decimal(10)),
+            (new.id, BudgetPeriod.MONTH, Decimal(1)),  # what runs for the old one is paid by that
+            (new.id, BudgetPeriod.TOTAL, Decimal(10)),
+        ]
+    )
+    assert set(sql(database, "SELECT alerted_percent FROM budget_uses")) == {(80,)}
 
 
 def test_a_key_is_rotated_once_and_never_when_it_is_over(database: Engine) -> None:
