@@ -140,9 +140,11 @@ class Scheduler:
             del self._waiting[sequence]
             self._running[sequence] = None
             blocks.admit(sequence, prefix)
+            if not sequence.was_admitted:
+                sequence.was_admitted = True
+                plan.admitted.append(sequence)
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = sequence.num_computed_tokens
-                plan.admitted.append(sequence)
             budget -= self._schedule(plan, sequence, min(sequence.num_tokens - sequence.num_computed_tokens, budget))
 
     def _schedule(self, plan: Plan, sequence: Sequence, num_tokens: int) -> int:

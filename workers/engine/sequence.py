@@ -29,6 +29,8 @@ class Sequence:
     token_ids: list[int]
     num_prompt_tokens: int
     num_computed_tokens: int = 0
+    #: Whether it has run at all. One that goes on from an earlier attempt has not, though it has `num_cached_tokens`.
+    was_admitted: bool = False
     #: Prompt tokens that the first admission found in the prefix cache; None until then.
     num_cached_tokens: int | None = None
     #: Blocks in the order of the tokens that they hold.

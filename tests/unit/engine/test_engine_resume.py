@@ -157,3 +157,11 @@ def test_what_does_not_fit_the_request_is_not_gone_on_from(partial: Partial) -> 
         make_request("b", PROMPT, max_tokens=TOKENS, logprobs=1),
         vocab_size=300,
     )
+
+
+def test_a_request_that_goes_on_is_told_to_run_like_any_other(model: Model) -> None:
+    """Else its crashes would be nobody's: the parent takes those for exposed that were admitted."""
+    core, _ = make_core(model)
+    partial = Partial(choices=[PartialChoice([9, 8, 7])])
+    core.submit(msgspec.structs.replace(make_request("on", range(10, 30)), partial=partial))
+    assert [sequence.request_id for sequence in core.plan().admitted] == ["on"]
