@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 
 from pipeline.tokenization import Detokenizer, Tokenizer, TokenizerError
+from workers.backends.ends import count_end
+from workers.backends.measures import Measures
 from workers.backends.protocol import (
     Choice,
     EngineRequest,
@@ -55,6 +57,7 @@ class EchoEngine:
         self._num_reported = 0
         self._state = EngineState.STARTING
         self._num_steps = 0
+        self._measures = Measures()
         #: When the answer before the first of the queue ended, or the queue began.
         self._idle_until = 0.0
 
@@ -102,7 +105,9 @@ class EchoEngine:
                 if outcomes or due or wait <= 0:
                     break
                 self._changed.wait(wait)
-        return outcomes + [self._answer(request) for request in due]
+        answers = [self._answer(request) for request in due]
+        self._measure([*outcomes, *answers])
+        return outcomes + answers
 
     def take_progress(self) -> list[Progress]:
         with self._changed:
@@ -119,6 +124,10 @@ class EchoEngine:
 
     def health(self) -> Health:
         return Health(state=self._state, num_steps=self._num_steps)
+
+    def measures(self) -> Measures:
+        with self._changed:
+            return self._measures.copy()
 
     def stop(self) -> None:
         with self._changed:
@@ -174,6 +183,17 @@ class EchoEngine:
         # What it takes from here counts from here.
         self._idle_until += (num_tokens - self._num_reported) * num_choices * self._seconds_per_token
         self._num_reported = num_tokens
+
+    def _measure(self, outcomes: Sequence[Outcome]) -> None:
+        """An answer is one step, in no time that is worth measuring."""
+        with self._changed:
+            for outcome in outcomes:
+                count_end(self._measures, outcome)
+                if outcome.status is OutcomeStatus.FINISHED:
+                    self._measures.count("num_prompt_tokens", outcome.num_prompt_tokens)
+                    self._measures.count("num_generation_tokens", outcome.num_completion_tokens)
+                    self._measures.observe("step_seconds", 0.0)
+                    self._measures.observe("step_tokens", outcome.num_completion_tokens)
 
     def _answer(self, request: EngineRequest) -> Outcome:
         self._num_steps += 1

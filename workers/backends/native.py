@@ -11,6 +11,8 @@ from concurrent.futures import Future
 import msgspec
 import structlog
 
+from workers.backends.ends import count_end
+from workers.backends.measures import Measures
 from workers.backends.protocol import (
     EngineRequest,
     EngineStartError,
@@ -67,6 +69,7 @@ class NativeEngine:
         self._num_steps_before = 0  # of the generations of ranks that crashed
         self._num_restarts = 0
         self._num_kv_tokens_used = 0
+        self._measures = Measures()
         self._progressed_at = 0.0
         # The supervisor's own:
         self._is_stopping = threading.Event()
@@ -172,6 +175,10 @@ class NativeEngine:
                 reason=self._reason,
             )
 
+    def measures(self) -> Measures:
+        with self._changed:
+            return self._measures.copy()
+
     def stop(self) -> None:
         """End at once; what is in the engine is reported as crashed. Returns when every rank is gone. Idempotent."""
         self._is_stopping.set()
@@ -249,6 +256,7 @@ class NativeEngine:
                             self._progressed_at = time.monotonic()
                         self._num_steps = message.num_steps
                         self._num_kv_tokens_used = message.num_kv_tokens_used
+                        self._measures.add(message.measures)
 
     def _seconds_without_progress(self, now: float) -> float:
         with self._changed:
@@ -327,6 +335,7 @@ class NativeEngine:
 
     def _report(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
+        count_end(self._measures, outcome)
         self._changed.notify_all()
 
     def _advance(self, one: Progress) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from pipeline.schemas.generation import GenerationParams
+from workers.backends.measures import Measures
 
 
 class PartialChoice(msgspec.Struct, frozen=True, array_like=True):
@@ -189,6 +190,9 @@ class Engine(Protocol):
     def load(self) -> Load: ...
 
     def health(self) -> Health: ...
+
+    def measures(self) -> Measures:
+        """What was measured since the start; never less than before, whatever was restarted in between."""
 
     def stop(self) -> None:
         """End at once; what is running is reported as crashed to whoever still takes outcomes. Idempotent."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.kernels.interface import PLAIN
 from pipeline.tokenization import Tokenizer
+from workers.backends.measures import Measures
 from workers.backends.protocol import (
     Choice,
     EngineRequest,
@@ -22,6 +23,7 @@ from workers.backends.protocol import (
 )
 from workers.engine.choice_writer import ChoiceWriter
 from workers.engine.messages import Step
+from workers.engine.meter import Meter, Moments
 from workers.engine.model_runner import make_step
 from workers.engine.sampler import Sample, sample
 from workers.engine.scheduler import Plan, Scheduler
@@ -41,6 +43,7 @@ class RequestState:
     request: EngineRequest
     sequences: list[Sequence]
     writers: list[ChoiceWriter]
+    moments: Moments
     choices: dict[int, Choice] = field(default_factory=dict)
     engine_ms: float = 0.0
     #: By choice: what was generated since the last report; empty for a request too short to be worth one.
@@ -145,6 +148,7 @@ class EngineCore:
         self._requests: dict[str, RequestState] = {}
         self._due: dict[str, RequestState] = {}
         self._planned_at = 0.0
+        self._meter = Meter()
 
     @property
     def is_idle(self) -> bool:
@@ -174,6 +178,7 @@ class EngineCore:
                 for index in range(params.n)
             ],
             writers=[ChoiceWriter(index, params, self._tokenizer, self._eos_token_ids) for index in range(params.n)],
+            moments=Moments(self._clock()),
         )
         if params.max_tokens > REPORT_TOKENS:
             state.unreported = [[] for _ in state.sequences]
@@ -201,7 +206,17 @@ class EngineCore:
     def plan(self) -> Plan:
         """What the next step computes."""
         self._planned_at = self._clock()
-        return self.scheduler.schedule()
+        plan = self.scheduler.schedule()
+        self._meter.planned(plan)
+        for sequence in plan.admitted:
+            moments = self._requests[sequence.request_id].moments
+            if moments.admitted_at is None:
+                moments.admitted_at = self._planned_at
+        return plan
+
+    def take_measures(self) -> Measures:
+        """What was measured since the last call."""
+        return self._meter.take()
 
     def run(self, plan: Plan) -> list[Outcome]:
         """Run the step; returns the outcomes of those that it ended."""
@@ -211,13 +226,22 @@ class EngineCore:
                 ended.append((state, KV_CACHE_EXCEEDED, self._describe_oversized(sequence)))
         if plan.scheduled:
             ended += self._run_step(plan)
-            self._share_time(plan, (self._clock() - self._planned_at) * 1000)
+            now = self._clock()
+            self._share_time(plan, (now - self._planned_at) * 1000)
+            self._measure_step(plan, now)
         outcomes = []
         for state, error_code, error_message in ended:
             if state.request.id in self._requests:  # a request can fail by several of its choices
                 status = OutcomeStatus.FINISHED if error_code is None else OutcomeStatus.FAILED
                 self._due.pop(state.request.id, None)
-                outcomes.append(self._end(state, status, error_code, error_message))
+                outcome = self._end(state, status, error_code, error_message)
+                if status is OutcomeStatus.FINISHED:
+                    self._meter.finished(
+                        state.moments, self._clock(), outcome.num_completion_tokens, len(outcome.choices)
+                    )
+                outcomes.append(outcome)
+        if self.is_idle:
+            self._meter.idled()
         return outcomes
 
     def _run_step(self, plan: Plan) -> list[tuple[RequestState, str | None, str | None]]:
@@ -245,6 +269,13 @@ class EngineCore:
                 if len(state.choices) == state.request.params.n:
                     ended.append((state, None, None))
         return ended
+
+    def _measure_step(self, plan: Plan, now: float) -> None:
+        sampling = [self._requests[entry.sequence.request_id] for entry in plan.scheduled if entry.samples]
+        first = [state.moments for state in sampling if state.moments.first_token_at is None]
+        for moments in first:
+            moments.first_token_at = now
+        self._meter.stepped(plan, self._planned_at, now, len(sampling), len(first))
 
     def _share_time(self, plan: Plan, step_ms: float) -> None:
         num_tokens: Counter[str] = Counter()

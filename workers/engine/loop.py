@@ -40,7 +40,9 @@ def warm_up(core: EngineCore, context_length: int, clock: Callable[[], float] = 
     num_prompt_tokens = max(1, min(WARM_UP_TOKENS, context_length - 1, core.scheduler.block_manager.num_tokens - 1))
     began = clock()
     _generate(core, num_prompt_tokens)
-    return (clock() - began) / num_prompt_tokens
+    seconds = clock() - began
+    core.take_measures()  # they were nobody's requests
+    return seconds / num_prompt_tokens
 
 
 def _generate(core: EngineCore, num_prompt_tokens: int) -> None:
@@ -68,10 +70,16 @@ def run_loop(core: EngineCore, parent: Channel[ToRank], clock: Callable[[], floa
         outcomes = core.run(plan)
         if core.is_idle or clock() - last_heartbeat >= HEARTBEAT_SECONDS:
             last_heartbeat = clock()
-            parent.send(Heartbeat(num_steps=core.num_steps, num_kv_tokens_used=core.scheduler.num_tokens_used))
+            parent.send(_heartbeat(core))
         _report_progress(core, parent)
         if outcomes:
             parent.send(Outcomes(outcomes=outcomes))
+
+
+def _heartbeat(core: EngineCore) -> Heartbeat:
+    return Heartbeat(
+        num_steps=core.num_steps, num_kv_tokens_used=core.scheduler.num_tokens_used, measures=core.take_measures()
+    )
 
 
 def _report_progress(core: EngineCore, parent: Channel[ToRank]) -> None:

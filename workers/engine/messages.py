@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from workers.backends.measures import Measures
 from workers.backends.protocol import EngineRequest, Outcome, Progress
 from workers.engine.options import EngineOptions
 
@@ -77,6 +78,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
     num_steps: int
     num_kv_tokens_used: int
+    #: Since the last heartbeat.
+    measures: Measures
 
 
 class Failed(Message, frozen=True, kw_only=True):
