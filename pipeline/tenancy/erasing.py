@@ -65,7 +65,11 @@ _OF_BATCH: Final = (
     """),
 )
 _OF_TENANT: Final = (
-    text("UPDATE quotes SET errors = NULL WHERE tenant_id = :tenant_id AND errors IS NOT NULL"),
+    # One that is being computed has an end with this, so that its errors are not written any more.
+    text("""
+        UPDATE quotes SET errors = NULL, status = CASE status WHEN 'computing' THEN 'failed' ELSE status END
+        WHERE tenant_id = :tenant_id AND (errors IS NOT NULL OR status = 'computing')
+    """),
     text("DELETE FROM idempotency_keys WHERE tenant_id = :tenant_id"),
     text("DELETE FROM idempotent_answers WHERE tenant_id = :tenant_id"),
 )
@@ -78,6 +82,13 @@ _WITH_CONTENT: Final = text("""
                    AND (a.output_token_ids IS NOT NULL OR a.body NOT LIKE '{"usage":{"completion\\_tokens":%}}'))
         OR EXISTS (SELECT FROM batch_errors e WHERE e.batch_id = b.id AND e.message <> 'Erased.')
     ) ORDER BY b.id
+""")
+#: The same of what is of no batch.
+_HAS_CONTENT: Final = text("""
+    SELECT EXISTS (SELECT FROM files WHERE tenant_id = :tenant_id AND deleted_at IS NULL)
+        OR EXISTS (SELECT FROM quotes WHERE tenant_id = :tenant_id AND (errors IS NOT NULL OR status = 'computing'))
+        OR EXISTS (SELECT FROM idempotency_keys WHERE tenant_id = :tenant_id)
+        OR EXISTS (SELECT FROM idempotent_answers WHERE tenant_id = :tenant_id)
 """)
 _COUNTS: Final = text("""
     SELECT (SELECT count(*) FROM batches WHERE tenant_id = :tenant_id) AS batches,
@@ -246,10 +257,10 @@ def _is_erased(session: Session, tenant_id: str) -> bool:
     session.execute(text("SET LOCAL statement_timeout = 0"))
     if _open_batches(session, tenant_id):
         raise UserError("A batch came while the tenant was erased. Try again, with --cancel.")
-    is_there = select(File.id).where(File.tenant_id == tenant_id, File.deleted_at.is_(None)).limit(1)
-    if session.execute(is_there).first() is not None:
+    of_tenant = {"tenant_id": tenant_id}
+    if session.execute(_HAS_CONTENT, of_tenant).scalar_one():
         return False
-    return session.execute(_WITH_CONTENT, {"tenant_id": tenant_id}).first() is None
+    return session.execute(_WITH_CONTENT, of_tenant).first() is None
 
 
 def _state(session: Session, tenant: Tenant, key: SigningKey) -> Record:

@@ -14,12 +14,13 @@ from submitting import Bench, request_line
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.jobs import quoting
 from pipeline.jobs.audit import audit
 from pipeline.jobs.cancelling import end_cancelled
 from pipeline.jobs.finalizing import finalize
 from pipeline.jobs.preparing import prepare
 from pipeline.jobs.quoting import request_quote
-from pipeline.tables import Base, Batch, File, OutcomeKind
+from pipeline.tables import Base, Batch, File, OutcomeKind, QuoteStatus
 from pipeline.tables.session import transaction
 from pipeline.tenancy import erasing
 from pipeline.tenancy.audit_log import list_entries
@@ -252,3 +253,37 @@ def test_an_upload_that_began_before_an_erasure_leaves_nothing_after_it(
     assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
     assert sql(database, "SELECT count(*) FROM files") == [(0,)]
     assert not [path for path in (tmp_path / "blobs" / "uploads").rglob("*") if path.is_file()]
+
+
+def test_a_quote_that_is_computed_meanwhile_quotes_no_line_afterwards(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(bench)
+    ((quote_id,),) = sql(bench.engine, "UPDATE quotes SET errors = NULL RETURNING id")
+
+    def compute_while_erased(*_: object) -> dict[str, Any]:
+        erase_tenant(bench.tenant.id)
+        return {"status": QuoteStatus.FAILED, "errors": [{"message": SECRET}]}
+
+    monkeypatch.setattr(quoting, "_compute", compute_while_erased)
+    quoting.compute(quote_id)
+
+    assert says_secret(bench.engine) == set()
+    assert sql(bench.engine, "SELECT status, errors FROM quotes") == [("failed", None)]
+
+
+def test_an_answer_that_is_kept_meanwhile_is_erased_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(bench)
+    erase_batches = erasing._erase_batches
+    late = ["cancel_batch"]
+
+    def erase_and_answer(engine: Engine, tenant_id: str) -> None:
+        erase_batches(engine, tenant_id)
+        if late:
+            values = {"tenant_id": tenant_id, "route": late.pop(), "key": SECRET}
+            sql(engine, "INSERT INTO idempotent_answers VALUES (:tenant_id, '', :route, :key, 'x', :key)", **values)
+
+    monkeypatch.setattr(erasing, "_erase_batches", erase_and_answer)
+    erase_tenant(bench.tenant.id)
+
+    assert says_secret(bench.engine) == set()
