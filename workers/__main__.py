@@ -27,6 +27,7 @@ from workers.backends.protocol import Engine
 from workers.bootstep import group_step
 from workers.fleet import GroupIdentity
 from workers.group import Group
+from workers.hardware import describe_hardware
 from workers.health_server import HealthServer
 from workers.ticket_pool import ticket_pool
 
@@ -60,6 +61,7 @@ def main(
                 "dtype": dtype.value,
                 "quantize": quantize.value,
                 "health_port": health.port,
+                **describe_hardware(device.value, tp),
             },
         )
         group = Group(

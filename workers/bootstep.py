@@ -53,6 +53,10 @@ def group_step(group: Group) -> type[bootsteps.StartStopStep]:
             group.stop()
             _current.clear()
 
+        def info(self, worker: Any) -> dict[str, Any]:
+            """A part of `celery inspect stats`, and of the worker's page in Flower."""
+            return group.describe()
+
     return GroupStep
 
 

@@ -136,6 +136,19 @@ class Group:
         if self._is_started:
             self._report_stop(None)
 
+    def describe(self) -> dict[str, Any]:
+        """What Flower shows of the worker: model, hardware, and how its engine is."""
+        condition, known = condition_of(self._engine, self._pause.state), dict(self.identity.info)
+        if memory := known.pop("memory_bytes", None):
+            known["memory"] = f"{memory / 1024**3:.0f} GiB"
+        return {
+            "model": self.identity.model,
+            **known,
+            "state": condition.state.value,
+            **condition.info,
+            "ranks": list(condition.rank_pids),
+        }
+
     # --- slices
 
     @property
@@ -250,13 +263,13 @@ class Group:
 
 
 def _summary(held: HeldSlice) -> dict[str, Any]:
-    """What Flower shows of a ticket."""
+    """What Flower shows of a ticket; in a list, as much of its beginning as there is room for."""
     return {
+        "attempt": held.claimed.lease_epoch,
+        "succeeded": held.num_succeeded,
+        "completion_tokens": held.num_completion_tokens,
+        "unsuccessful": held.num_unsuccessful,
+        "end": held.end.value if held.end else None,
         "slice": held.claimed.id,
         "batch": held.claimed.batch_id,
-        "attempt": held.claimed.lease_epoch,
-        "end": held.end.value if held.end else None,
-        "succeeded": held.num_succeeded,
-        "unsuccessful": held.num_unsuccessful,
-        "completion_tokens": held.num_completion_tokens,
     }
