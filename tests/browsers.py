@@ -66,7 +66,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 def keep_screenshot(page: Page, name: str) -> bytes:
     """A picture of what the page shows; kept as `name` (`console-batches.png`) where `SCREENSHOTS` names a folder."""
-    picture = page.screenshot()
+    picture = page.screenshot(animations="disabled")
     if folder := os.environ.get(SCREENSHOTS):
         assert len(picture) <= MAX_PICTURE_BYTES, f"{name} has {len(picture)} bytes; {MAX_PICTURE_BYTES} are the limit"
         Path(folder, name).write_bytes(picture)

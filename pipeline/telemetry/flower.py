@@ -21,7 +21,7 @@ from pipeline.telemetry.flower_access import (
     tell_server,
 )
 from pipeline.telemetry.flower_events import SAVE_MS, LastingEvents, state_file
-from pipeline.telemetry.flower_pages import TemplateLoader, batch_in_console
+from pipeline.telemetry.flower_pages import TemplateLoader, batch_in_console, format_task
 
 if TYPE_CHECKING:
     from flower.app import Flower
@@ -64,7 +64,8 @@ def make_flower() -> Flower:
         "port": settings.flower_port,
         "read_only": settings.flower_read_only,
         "max_tasks": _MAX_TASKS,
-        "tasks_columns": "name,args,state,result,received,runtime,worker,uuid",
+        "tasks_columns": "name,args,state,result,worker,runtime,received,uuid",
+        "format_task": format_task,
         # A worker that is gone for a day is no news.
         "purge_offline_workers": 86_400,
         "persistent": file is not None,

@@ -1,11 +1,13 @@
-"""What we add to Flower's pages: a link from a task to its batch in the console.
+"""What we add to Flower's pages: results that can be read, and a link from a task to its batch in the console.
 
 Flower's own templates stay as they are; one of ours extends one of theirs and fills a block of it.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,3 +44,14 @@ def batch_in_console(_: RequestHandler, task: Any) -> dict[str, str] | None:
     if not console or found is None:
         return None
     return {"id": found[0], "url": f"{console}/batches/{found[0]}"}
+
+
+def format_task(task: Any) -> Any:
+    """A task as its pages show it: what our tasks return as `name=value`, and no parentheses around no arguments."""
+    with suppress(ValueError, SyntaxError, TypeError):  # it has not ended, or is none of ours
+        returned = ast.literal_eval(task.result)
+        if isinstance(returned, dict):
+            task.result = " ".join(f"{name}={value}" for name, value in returned.items())
+    if task.args == "()":
+        task.args = ""
+    return task

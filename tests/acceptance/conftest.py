@@ -7,10 +7,11 @@ from pathlib import Path
 
 import openai
 import pytest
+from browsers import browser, open_page
 from stack_fixtures import make_stack, stack_folder, tiny_model
 from stacks import RunningStack
 
-__all__ = ["make_stack", "stack_folder", "tiny_model"]
+__all__ = ["browser", "make_stack", "open_page", "stack_folder", "tiny_model"]
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import socket
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import openai
 from batch_jobs import lines_of, submit, wait_for_end
+from browsers import keep_screenshot
+from playwright.sync_api import Page, expect
 from stacks import RunningStack, wait_for
 
 
@@ -39,6 +44,44 @@ def test_flower_shows_the_workers_their_queues_and_readable_tasks(stack: Running
     )
     empty = [{"name": "control", "messages": 0}, {"name": "generate.tiny", "messages": 0}]
     wait_for(lambda: get(stack, "/api/queues/length")["active_queues"] == empty, "the queues")
+
+
+def test_a_person_sees_the_batch_its_tasks_and_the_hardware_of_its_worker(
+    stack: RunningStack, client: openai.OpenAI, open_page: Callable[..., Page]
+) -> None:
+    batch = wait_for_end(client, submit(client, lines_of(20)).id)
+    assert batch.status == "completed"
+    login = {"username": stack.report["flower_user"], "password": stack.report["flower_password"]}
+    page = open_page(http_credentials=login, viewport={"width": 1700, "height": 780})
+    flower = stack.report["flower_url"]
+
+    page.goto(f"{flower}/tasks")
+    prepared = page.locator("#tasks-table tbody tr", has_text=f"batch={batch.id}").filter(has_text="control.prepare")
+    expect(prepared).to_contain_text("SUCCESS")
+    ran = page.locator("#tasks-table tbody tr", has_text="slice=").filter(has_text=f"batch={batch.id}").first
+    expect(ran).to_contain_text("generate.slice")
+    expect(ran).to_contain_text("model=tiny")
+    expect(ran).to_contain_text("attempt=1")
+    expect(ran).to_contain_text(re.compile(r"completion_tokens=[1-9]"))
+    keep_screenshot(page, "flower.png")
+
+    page.goto(flower + str(prepared.locator("a[href*='/task/']").first.get_attribute("href")))
+    expect(page.locator("#batch-in-console")).to_have_attribute("href", f"{flower_console(stack)}/batches/{batch.id}")
+
+    page.set_viewport_size({"width": 1000, "height": 1250})
+    page.goto(f"{flower}/worker/group-0@{socket.gethostname()}")
+    page.get_by_role("tab", name="Other").click()
+    shown = page.locator("#tab-other")
+    for name, value in {"model": "tiny", "device": "cpu", "tp": "1", "dtype": "auto", "engine": "echo"}.items():
+        expect(shown.locator("tr", has=page.get_by_text(name, exact=True)).first).to_contain_text(value)
+    for name in ("hardware", "devices", "memory", "state", "running"):
+        expect(shown.get_by_text(name, exact=True)).to_be_visible()
+    expect(shown).to_have_class(re.compile(r"\bshow\b"))  # it fades in
+    keep_screenshot(page, "flower-worker.png")
+
+
+def flower_console(stack: RunningStack) -> str:
+    return str(stack.report["base_url"]).removesuffix("/v1") + "/console"
 
 
 def test_doctor_finds_a_running_stack_healthy(stack: RunningStack) -> None:
