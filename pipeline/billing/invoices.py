@@ -23,6 +23,7 @@ from pipeline.billing.documents import Document, Party
 from pipeline.billing.invoice_reading import document_of, line_row
 from pipeline.billing.itemizing import billed_months, currencies_used, is_still_whole, items_to_bill
 from pipeline.billing.merkle import root_of
+from pipeline.billing.rating_lock import keep_prices
 from pipeline.billing.receipts import month_leaves
 from pipeline.billing.reconciliation import Drift, drift_of
 from pipeline.billing.reports import Month, check_all_rated
@@ -43,9 +44,6 @@ class NoSuchInvoiceError(InvoiceError):
 
 #: A month can have millions of events, and all of them are read; others wait for that as long.
 _TAKE_TIME: Final = text("SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '30min', true)")
-
-#: Beside others that issue; `rerating` and `late_rating` take the same lock alone.
-_HOLD_RATING: Final = text("SELECT pg_advisory_xact_lock_shared(hashtextextended('rating again', 0))")
 
 _TAKE_NUMBER: Final = text("""
     INSERT INTO invoice_numbers (year, last) VALUES (:year, 1)
@@ -162,6 +160,7 @@ def void_invoice(session: Session, invoice_id: str, reason: str, now: datetime) 
     """
     if not reason.strip():
         raise InvoiceError("Say why: an invoice is not made void without a reason.")
+    hold_rating(session)  # nor is what it billed dropped while it is made void
     invoice = _locked(session, invoice_id)
     if invoice.status is InvoiceStatus.VOID:
         raise InvoiceError(f"Invoice {invoice.number or invoice.id} is void already.")
@@ -215,7 +214,7 @@ def hold_rating(session: Session) -> None:
     For the audit of books the moment of the issue should come after this: what was rated before is then on the invoice.
     """
     session.execute(_TAKE_TIME)
-    session.execute(_HOLD_RATING)
+    keep_prices(session)
 
 
 def database_now(session: Session) -> datetime:

@@ -9,7 +9,6 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Final
 
-from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from pipeline.billing import holds
@@ -17,14 +16,13 @@ from pipeline.billing.cards_in_effect import find_rates
 from pipeline.billing.pricing import EXACT
 from pipeline.billing.rated_lines import Event, make_lines, write_lines
 from pipeline.billing.rating import Rates
+from pipeline.billing.rating_lock import change_prices
 from pipeline.billing.reading import chunks, driver_of
 from pipeline.billing.reports import Month
 from pipeline.billing.rollups import correct_drift
 from pipeline.tables import Meter, ServiceClass
 
 _CHUNK: Final = 1_000
-
-_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('rating again', 0))")
 
 UNRATED: Final = """
     FROM usage_events u
@@ -60,7 +58,7 @@ class _Unrated:
 
 def rate_unrated(session: Session) -> LateRating:
     """Rate every usage event that has no price, by the card of its moment, or else by the one that holds now."""
-    session.execute(_LOCK)
+    change_prices(session)
     find = _Finder(session)
     num_rated = 0
     left: dict[str, int] = defaultdict(int)

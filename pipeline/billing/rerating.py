@@ -24,6 +24,7 @@ from pipeline.billing.pricing import EXACT, ZERO
 from pipeline.billing.rate_cards import RateCardError
 from pipeline.billing.rated_lines import Event, Line, line_of, line_text, write_lines
 from pipeline.billing.rating import Rates
+from pipeline.billing.rating_lock import change_prices
 from pipeline.billing.reading import chunks, driver_of
 from pipeline.billing.reports import Month
 from pipeline.billing.rollups import correct_drift
@@ -32,8 +33,6 @@ from pipeline.tenancy import audit_log
 
 #: Lines read at once, and written with one adjustment.
 _CHUNK: Final = 5_000
-
-_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('rating again', 0))")
 
 _TENANTS: Final = text("""
     SELECT t.id, t.name FROM tenants t
@@ -170,7 +169,7 @@ def rate_by_card(
     """
     card: RateCard | None = None
     if publishes:
-        session.execute(_LOCK)
+        change_prices(session)
         card = publish(session, add_draft(session, card_file), is_never_in_effect=True)
     totals = _Totals(_tenants(session, month, tenant_id))
     rates_of = _rates_of_file(card_file, card.id if card else 0, card.version if card else 0)

@@ -1,18 +1,20 @@
 """Retention: drops the partitions of months that are no longer kept, and remembers what they came to.
 
-A month goes when it is older than the setting says, its batches have all ended, and what was used is on final invoices:
-then rated lines, usage events, results and requests are dropped, in that order, in one transaction. Roll-ups, the
-ledger, invoices and the batches themselves stay, with what the dropped rows came to, so that every sum still adds up.
+A month goes when it is older than the setting says, its batches have all ended, and what was used is on final invoices,
+with all that was changed of it later: then rated lines, usage events, results and requests are dropped, in that order,
+in one transaction. Roll-ups, the ledger, invoices and the batches themselves stay, with what the dropped rows came to,
+so that every sum still adds up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 
+from pipeline.billing.rating_lock import change_prices
 from pipeline.settings import get_settings
 from pipeline.tables.partitions import PARTITIONED_TABLES
 from pipeline.tables.session import connection, get_engine
@@ -63,6 +65,25 @@ _UNBILLED: Final = """
           AND i.status = 'final'
     )
     GROUP BY t.name, used.month ORDER BY used.month, t.name LIMIT 5
+"""
+# What was rated late, or again, since the last invoice that could have it.
+_UNCORRECTED: Final = """
+    SELECT DISTINCT t.name AS tenant, to_char(used.month, 'YYYY-MM') AS month
+    FROM (
+        SELECT DISTINCT tenant_id, CAST(date_trunc('month', occurred_at, 'UTC') AT TIME ZONE 'UTC' AS date) AS month
+        FROM partitions.usage_events_{name}
+    ) used
+    JOIN tenants t ON t.id = used.tenant_id
+    JOIN ledger_transactions posted ON posted.tenant_id = used.tenant_id AND posted.period = used.month
+        AND posted.kind IN ('usage', 'adjustment')
+    JOIN ledger_entries e ON e.transaction_id = posted.id
+    JOIN ledger_accounts a ON a.id = e.account_id AND a.kind = 'receivable'
+    WHERE posted.created_at > (
+        SELECT max(i.issued_at) FROM invoices i
+        WHERE i.tenant_id = used.tenant_id AND i.currency = a.currency AND i.month_start >= used.month
+          AND i.status = 'final'
+    )
+    ORDER BY month, tenant LIMIT 5
 """
 
 _REMEMBER: Final = (
@@ -118,7 +139,7 @@ class OldMonth:
 
 def old_months(engine: Engine | None = None, *, months: int | None = None) -> list[OldMonth]:
     """Months before the last `months` full ones (None: as the setting says), the oldest first, and what keeps them."""
-    kept = get_settings().retention_months if months is None else months
+    kept = _kept_months(months)
     if kept is None:
         return []
     with connection(engine) as conn:
@@ -138,36 +159,53 @@ def _what_keeps(conn: Connection, name: str, kept: int) -> str | None:
     if num := conn.scalar(text(_OPEN.format(name=name))):
         return f"{num} of its batches have not ended"
     if unbilled := conn.execute(text(_UNBILLED.format(name=name))).all():
-        named = ", ".join(f"{row.tenant} in {row.month}" for row in unbilled)
-        return f"no final invoice has what was used by {named}"
+        return f"no final invoice has what was used by {_named(unbilled)}"
+    if uncorrected := conn.execute(text(_UNCORRECTED.format(name=name))).all():
+        return f"no final invoice has the corrections of what was used by {_named(uncorrected)}"
     return None
+
+
+def _named(rows: Sequence[Row[*tuple[Any, ...]]]) -> str:
+    return ", ".join(f"{row.tenant} in {row.month}" for row in rows)
 
 
 def drop_old_months(engine: Engine | None = None, *, months: int | None = None) -> list[OldMonth]:
     """Drop the months that nothing keeps; returns all that are old. Safe if two do it at once."""
     engine = engine or get_engine()
-    found = old_months(engine, months=months)
-    for month in found:
-        if month.kept_because is None:
-            _drop(engine, month.name)
-    return found
+    kept = _kept_months(months)
+    return [
+        month if month.kept_because is not None or kept is None else _drop(engine, month, kept)
+        for month in old_months(engine, months=months)
+    ]
 
 
-def _drop(engine: Engine, name: str) -> None:
+def _kept_months(months: int | None) -> int | None:
+    return get_settings().retention_months if months is None else months
+
+
+def _drop(engine: Engine, month: OldMonth, kept: int) -> OldMonth:
+    reasons: list[str | None] = []
     with engine.connect() as conn:
         conn.detach()  # its limits are its own, and it is closed afterwards
-        change_with_short_locks(conn, lambda: _drop_in_one_transaction(conn, name))
+        change_with_short_locks(conn, lambda: reasons.append(_drop_in_one_transaction(conn, month.name, kept)))
+    return replace(month, kept_because=reasons[-1])
 
 
-def _drop_in_one_transaction(conn: Connection, name: str) -> None:
+def _drop_in_one_transaction(conn: Connection, name: str, kept: int) -> str | None:
+    """Returns what keeps it by now, if anything does."""
     conn.execute(text("SELECT pg_advisory_xact_lock(:lock, 0)"), {"lock": _LOCK_CLASS})
+    change_prices(conn)
     if conn.scalar(text("SELECT count(*) FROM dropped_months WHERE name = :name"), {"name": name}):
         conn.rollback()
-        return
+        return None
+    if (reason := _what_keeps(conn, name, kept)) is not None:
+        conn.rollback()
+        return reason
     for statement in (*_REMEMBER, *_removal(name)):
         conn.execute(text(statement.format(name=name)))
     audit_log.record(conn, act="month.drop", object=name)
     conn.commit()
+    return None
 
 
 def _removal(name: str) -> Sequence[str]:

@@ -65,10 +65,10 @@ def change_with_short_locks(
             blocker = _oldest_transaction(connection)
             if time.monotonic() > deadline:
                 raise MigrationBlockedError(
-                    f"The migration could not lock a table within {patience:g} s. {blocker} End that transaction "
-                    "(SELECT pg_terminate_backend(PID)), or migrate again when it has ended."
+                    f"A table could not be locked within {patience:g} s. {blocker} End that transaction "
+                    "(SELECT pg_terminate_backend(PID)), or try again when it has ended."
                 ) from None
-            log.warning("a table is locked; the migration tries again in %g s. %s", pause, blocker)
+            log.warning("a table is locked; trying again in %g s. %s", pause, blocker)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         else:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import httpx2
 import pytest
-from running_gateways import error_of, new_tenant, serve
-from seeds import sql
+from running_gateways import error_of, new_tenant, serve, wait_for
+from seeds import MODEL, sql
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from submitting import Bench
 from typer.testing import CliRunner
 
+from pipeline.billing.card_files import read_card_file
+from pipeline.billing.invoices import void_invoice
 from pipeline.billing.reconciliation import reconcile
 from pipeline.billing.reports import DroppedUsageError, Month, bills, usage_report
+from pipeline.billing.rerating import rate_by_card
 from pipeline.billing.rollups import rebuild
 from pipeline.cli import app
 from pipeline.jobs.audit import audit
@@ -23,8 +28,13 @@ from pipeline.jobs.retention import OldMonth, drop_old_months, old_months
 from pipeline.jobs.upkeep import keep_up
 from pipeline.settings import get_settings
 from pipeline.tables.partitions import PARTITIONED_TABLES
+from pipeline.tables.session import transaction
 
 MONTHS_AGO = 20
+WAITING = """
+    SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+    WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted
+"""
 
 
 def age(database: Engine) -> str:
@@ -48,14 +58,16 @@ def age(database: Engine) -> str:
     return str(name)
 
 
-def bill(database: Engine) -> None:
+def bill(database: Engine, number: str = "INV-1") -> None:
     """A final invoice for each month in which something was used."""
     sql(
         database,
         "INSERT INTO invoices (id, tenant_id, currency, month_start, status, number, customer, supplier, issued_at,"
         " exact, total)"
-        " SELECT DISTINCT 'inv_' || tenant_id, tenant_id, 'USD', CAST(date_trunc('month', occurred_at, 'UTC') AS date),"
-        " 'final', 'INV-1', CAST('{}' AS jsonb), CAST('{}' AS jsonb), now(), 0, 0 FROM usage_events",
+        " SELECT DISTINCT CAST(:number AS text), tenant_id, 'USD',"
+        " CAST(date_trunc('month', occurred_at, 'UTC') AS date), 'final', CAST(:number AS text),"
+        ' CAST(\'{"name": "acme"}\' AS jsonb), CAST(\'{"name": "us"}\' AS jsonb), now(), 0, 0 FROM usage_events',
+        number=number,
     )
 
 
@@ -111,6 +123,38 @@ def test_a_month_is_dropped_when_nothing_keeps_it_and_all_sums_still_hold(ended:
             with pytest.raises(DroppedUsageError, match="no longer kept"):
                 report(session, month)
     assert reconcile(database).drifts == ()
+
+
+def test_a_correction_that_is_on_no_invoice_yet_keeps_its_month(ended: tuple[Bench, str]) -> None:
+    database = ended[0].engine
+    month = Month.parse(age(database).replace("_", "-"))
+    bill(database)
+    with transaction() as session:
+        card = read_card_file(f"plan: default\ncurrency: USD\nmodels: {{{MODEL}: {{input: 8, output: 8}}}}\n")
+        assert rate_by_card(session, month, card, publishes=True).differences[0].change > 0
+
+    [kept] = drop_old_months(database, months=12)
+    assert kept.kept_because == f"no final invoice has the corrections of what was used by acme in {month}"
+
+    # As if the invoice had been issued after it.
+    sql(database, "UPDATE ledger_transactions SET created_at = created_at - interval '1 h' WHERE period IS NOT NULL")
+    assert [month.kept_because for month in drop_old_months(database, months=12)] == [None]
+    assert num_rows(database) == [0, 0, 0, 0]
+
+
+def test_an_invoice_that_is_made_void_while_its_month_is_dropped_keeps_the_month(ended: tuple[Bench, str]) -> None:
+    database = ended[0].engine
+    name = age(database)
+    bill(database)
+    with transaction() as voiding, ThreadPoolExecutor(1) as pool:
+        void_invoice(voiding, "INV-1", "wrong address", datetime.now(UTC))
+        dropped = pool.submit(drop_old_months, database, months=12)
+        wait_for(lambda: sql(database, WAITING) != [])
+        voiding.commit()
+        [kept] = dropped.result(60)
+
+    assert kept == OldMonth(name, 3, f"no final invoice has what was used by acme in {name.replace('_', '-')}")
+    assert num_rows(database) == [9, 9, 3, 3]
 
 
 def test_a_batch_that_has_not_ended_keeps_its_month(bench: Bench) -> None:
