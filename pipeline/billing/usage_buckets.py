@@ -117,6 +117,18 @@ def bucket_of(moment: datetime, width: Width) -> datetime:
 def usage_results(session: Session, wanted: Wanted, by: Sequence[UsageBy] = ()) -> list[UsageResult]:
     """Results of the buckets that have any, by time."""
     source = _source(wanted)
+    return _usage(session, source, source.starts_at, by)
+
+
+def usage_totals(session: Session, wanted: Wanted, by: Sequence[UsageBy] = ()) -> list[UsageResult]:
+    """The same of all buckets together, which then begin with the first one."""
+    source = _source(wanted)
+    return _usage(session, source, literal(wanted.starts_at).label("starts_at"), by)
+
+
+def _usage(
+    session: Session, source: Any, starts_at: ColumnElement[datetime], by: Sequence[UsageBy]
+) -> list[UsageResult]:
     keys = {
         "project_id": UsageBy.PROJECT in by,
         "api_key_id": UsageBy.KEY in by,
@@ -125,12 +137,12 @@ def usage_results(session: Session, wanted: Wanted, by: Sequence[UsageBy] = ()) 
     }
     meters = (Meter.INPUT_UNCACHED, Meter.INPUT_CACHED, Meter.OUTPUT)
     query = select(
-        source.starts_at,
+        starts_at,
         *_told_apart(source, keys),
         _sum(source.num_events, source.meter == Meter.OUTPUT).label("num_requests"),
         *(_sum(source.quantity, source.meter == meter).label(f"num_{meter}_tokens") for meter in meters),
     )
-    return [UsageResult(**row._mapping) for row in session.execute(_in_buckets(query, source, keys))]
+    return [UsageResult(**row._mapping) for row in session.execute(_in_buckets(query, source, keys, starts_at))]
 
 
 def cost_results(
@@ -153,7 +165,7 @@ def cost_results(
     )
     if line_items:
         query = query.where(func.concat(source.model, ", ", source.meter, "_tokens").in_(line_items))
-    return [CostResult(**row._mapping) for row in session.execute(_in_buckets(query, source, keys))]
+    return [CostResult(**row._mapping) for row in session.execute(_in_buckets(query, source, keys, source.starts_at))]
 
 
 def _source(wanted: Wanted) -> Any:
@@ -223,7 +235,9 @@ def _sum(column: ColumnElement[int], condition: ColumnElement[bool] | None = Non
     return cast(func.coalesce(total, 0), BigInteger)
 
 
-def _in_buckets(query: Select[*tuple[Any, ...]], source: Any, keys: dict[str, bool]) -> Select[*tuple[Any, ...]]:
-    split = [source.starts_at, *(source[name] for name, is_split in keys.items() if is_split)]
+def _in_buckets(
+    query: Select[*tuple[Any, ...]], source: Any, keys: dict[str, bool], starts_at: ColumnElement[datetime]
+) -> Select[*tuple[Any, ...]]:
+    split = [starts_at, *(source[name] for name, is_split in keys.items() if is_split)]
     # Roll-ups of what was wrong and made up for come to nothing.
     return query.group_by(*split).having(func.sum(source.num_events) != 0).order_by(*split)

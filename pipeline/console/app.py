@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import State
 
-from pipeline.console import assets, batches, sessions
+from pipeline.console import assets, batches, sessions, usage
 from pipeline.console.failures import add_failure_pages
 from pipeline.console.headers import HeadersMiddleware
 from pipeline.console.navigation import HOME
@@ -19,6 +19,8 @@ def create_console(state: State) -> FastAPI:
     )
     console.state = state
     for pages in (assets, sessions, batches):
+        console.include_router(pages.router)
+    for pages in (usage,):  # what operators look at, and what people pay
         console.include_router(pages.router)
     console.add_api_route("/", _home, include_in_schema=False)
     add_failure_pages(console)

@@ -23,7 +23,10 @@ class Entry:
     is_current: bool = False
 
 
-ENTRIES: Final = (Entry(title="Batches", path=HOME, scope=Scope.BATCHES_READ),)
+ENTRIES: Final = (
+    Entry(title="Batches", path=HOME, scope=Scope.BATCHES_READ),
+    Entry(title="Usage", path="/console/usage", scope=Scope.USAGE_READ),
+)
 
 
 def entries_for(viewer: Viewer, path: str) -> list[Entry]:

@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 from console_pages import Person, sign_in
 from running_gateways import Tenant
+from sqlalchemy import Engine
+
+from pipeline.tables.session import transaction
+from pipeline.tenancy.keys import create_key
+from pipeline.tenancy.tenants import ensure_tenant
 
 
 @pytest.fixture
@@ -21,5 +26,21 @@ def enter(address: str, join: Callable[..., Tenant]) -> Iterator[Callable[..., P
         return people[-1]
 
     yield enter
+    for person in people:
+        person.http.close()
+
+
+@pytest.fixture
+def operate(address: str, database: Engine) -> Iterator[Callable[..., Person]]:
+    """Signs an operator in, whose tenant (`operators`) has nothing."""
+    people: list[Person] = []
+
+    def operate() -> Person:
+        with transaction() as session:
+            _, key = create_key(session, ensure_tenant(session, "operators").id, "operator", is_operator=True)
+        people.append(sign_in(address, key))
+        return people[-1]
+
+    yield operate
     for person in people:
         person.http.close()
