@@ -93,8 +93,9 @@ def set_budget(
     amount: Decimal,
     is_hard: bool = True,
     period: BudgetPeriod = BudgetPeriod.MONTH,
+    actor: str | None = None,
 ) -> Budget:
-    """Make or change the budget of a scope; what the present month has cost so far counts.
+    """Make or change the budget of a scope; what the present month has cost so far counts. `actor` is for the audit log.
 
     A budget without end counts from now on. What is claimed already is finished where a limit is new or lowered.
     Raises UserError for an amount that is none.
@@ -133,7 +134,7 @@ def set_budget(
         )
     # Whatever was alerted is news again where the limit is another.
     session.execute(update(BudgetUse).where(BudgetUse.budget_id == budget_id).values(alerted_percent=0))
-    _log(session, "budget.set", budget_id, amount, currency, is_hard)
+    _log(session, "budget.set", budget_id, amount, currency, is_hard, actor)
     return session.get_one(Budget, budget_id, populate_existing=True)
 
 
@@ -214,7 +215,7 @@ def inherit_budgets(session: Session, tenant_id: str, *, old_key_id: str, new_ke
         session.execute(_INHERIT_USES, {"old_id": old.id, "new_id": new.id})
 
 
-def remove_budget(session: Session, budget_id: str) -> Budget:
+def remove_budget(session: Session, budget_id: str, *, actor: str | None = None) -> Budget:
     """Batches that it has paused go on. Raises UserError where there is none."""
     budget = session.get(Budget, budget_id)
     if budget is None or budget.batch_id is not None:
@@ -222,7 +223,7 @@ def remove_budget(session: Session, budget_id: str) -> Budget:
     lock_budgets(session, budget.tenant_id)
     session.delete(budget)
     session.flush()
-    _log(session, "budget.remove", budget_id, budget.amount, budget.currency, budget.is_hard)
+    _log(session, "budget.remove", budget_id, budget.amount, budget.currency, budget.is_hard, actor)
     return budget
 
 
@@ -265,6 +266,8 @@ def _states(session: Session, budgets: Sequence[Budget]) -> list[BudgetState]:
     return [BudgetState(budget, uses[budget.id].spent, uses[budget.id].held) for budget in budgets]
 
 
-def _log(session: Session, act: str, budget_id: str, amount: Decimal, currency: str, is_hard: bool) -> None:
+def _log(
+    session: Session, act: str, budget_id: str, amount: Decimal, currency: str, is_hard: bool, actor: str | None = None
+) -> None:
     details = {"amount": decimal_text(amount), "currency": currency, "is_hard": is_hard}
-    audit_log.record(session, act=act, object=budget_id, details=details)
+    audit_log.record(session, act=act, object=budget_id, details=details, actor=actor)
