@@ -95,9 +95,10 @@ def set_budget(
     period: BudgetPeriod = BudgetPeriod.MONTH,
     actor: str | None = None,
 ) -> Budget:
-    """Make or change the budget of a scope; what the present month has cost so far counts. `actor` is for the audit log.
+    """Make or change the budget of a scope; what the present month has cost so far counts.
 
     A budget without end counts from now on. What is claimed already is finished where a limit is new or lowered.
+    `actor` is who sets it, for the audit log.
     Raises UserError for an amount that is none.
     """
     if not fits_money(amount):
