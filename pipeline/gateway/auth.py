@@ -70,13 +70,18 @@ BatchesWriter = Annotated[Principal, Depends(_with(Scope.BATCHES_WRITE))]
 UsageReader = Annotated[Principal, Depends(_with(Scope.USAGE_READ))]
 
 
-def _whole_tenant(caller: Annotated[Principal, Depends(_with(Scope.INVOICES_READ))]) -> Principal:
+def check_whole_tenant(caller: Principal) -> None:
+    """Raises ApiError (403)."""
     if caller.project_id is not None:
         raise ApiError(
             403,
             "This key is of one project, and invoices are of the whole organisation. Use a key of the organisation.",
             code="project_key",
         )
+
+
+def _whole_tenant(caller: Annotated[Principal, Depends(_with(Scope.INVOICES_READ))]) -> Principal:
+    check_whole_tenant(caller)
     return caller
 
 
