@@ -75,7 +75,7 @@ def main(
     except (UserError, ModelError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 — for a person at a terminal
         raise SystemExit(1) from None
-    health.start(group.readiness)
+    health.start(group.readiness, group.metrics)
     _work(group, identity, settings)
 
 

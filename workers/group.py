@@ -17,12 +17,15 @@ from pipeline.settings import Settings
 from pipeline.tables.fleet import GroupState
 from pipeline.tables.slices import AttemptEnd
 from pipeline.telemetry.logs import summarize_error
+from pipeline.telemetry.metrics.registry import make_registry
 from workers.backends.protocol import Engine, EngineStartError, EngineState
+from workers.counters import GroupCounters
 from workers.drain import Drain
 from workers.feeder import Feeder
 from workers.fleet import GroupCondition, GroupIdentity, register, report
 from workers.heartbeat import Heartbeat, condition_of
 from workers.held_slices import HeldSlice, HeldSlices
+from workers.metrics import GroupMetrics
 from workers.readiness import Readiness
 from workers.recorder import Recorder
 from workers.retries import TRANSIENT, until_done
@@ -58,11 +61,25 @@ class Group:
         self._engine = engine
         self._settings = settings
         self._database = database
-        self._held_slices = HeldSlices(settings.group_slices, int(settings.max_num_sequences * _FEED_AHEAD))
+        #: What `/metrics` of this group shows.
+        self.metrics = make_registry("group", database)
+        self._counters = GroupCounters(identity.id, identity.model, self.metrics)
+        self._held_slices = HeldSlices(
+            settings.group_slices, int(settings.max_num_sequences * _FEED_AHEAD), self._counters.attempt_ended
+        )
         self._feeder = Feeder(engine, self._held_slices, on_failure)
-        self._recorder = Recorder(engine, self._held_slices, database, settings, on_failure)
+        self._recorder = Recorder(engine, self._held_slices, database, settings, on_failure, self._counters)
         self._pause = Drain(self._held_slices, self._return_all, settings.drain_seconds, on_failure)
         self.readiness = Readiness(engine, database, settings, has_work=lambda: bool(self._held_slices.in_flight_ids()))
+        self.metrics.register(
+            GroupMetrics(
+                engine,
+                identity,
+                num_slices=lambda: self._held_slices.num_held,
+                num_unrecorded=lambda: self._held_slices.num_unrecorded,
+                seconds_since_renewal=self.readiness.seconds_since_renewal,
+            )
+        )
         self._heartbeat = Heartbeat(
             identity,
             engine,
@@ -215,6 +232,7 @@ class Group:
             self._engine.abort(self._held_slices.end(lost, AttemptEnd.LOST))
         held = self._held_slices.hold(claimed, requests)
         if held is None:
+            self._counters.attempt_ended(AttemptEnd.RETURNED)
             self._return(claimed, ())
         return held
 
@@ -245,6 +263,7 @@ class Group:
         except TRANSIENT as error:
             log.warning("a slice could not be returned; its lease runs out", reason=summarize_error(error))
             return
+        self._counters.wasted(waste)
         if is_returned:
             log.info("a slice was returned", slice=claimed.id)
             outbox.publish_soon(self._database)

@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz` of a group, for whoever watches over it: compose, Kubernetes, a person with curl."""
+"""`/healthz`, `/readyz` and `/metrics` of a group, for whoever watches over it: compose, Prometheus, a person."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Final
 
+from prometheus_client import CollectorRegistry
+
 from pipeline.errors import UserError
 from pipeline.settings import PREFIX
+from pipeline.telemetry.metrics.registry import CONTENT_TYPE, render
 from workers.readiness import Readiness
 
 #: A client that sends its request more slowly is not waited for, in seconds.
@@ -34,9 +37,9 @@ class HealthServer:
     def port(self) -> int:
         return int(self._server.server_address[1])
 
-    def start(self, readiness: Readiness) -> None:
+    def start(self, readiness: Readiness, metrics: CollectorRegistry) -> None:
         """Answer from now on."""
-        self._server.readiness = readiness
+        self._server.readiness, self._server.metrics = readiness, metrics
         self._thread.start()
 
     def stop(self) -> None:
@@ -49,6 +52,7 @@ class HealthServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     readiness: Readiness
+    metrics: CollectorRegistry
 
     def server_bind(self) -> None:
         """Without asking the name service what this address is called, which may take its time."""
@@ -70,13 +74,17 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(503, {"status": "not ready", "reasons": reasons})
             else:
                 self._answer(200, {"status": "ready"})
+        elif self.path == "/metrics":
+            self._send(200, CONTENT_TYPE, render(self.server.metrics))
         else:
-            self._answer(404, {"status": "unknown address", "reasons": ["ask for /healthz or /readyz"]})
+            self._answer(404, {"status": "unknown address", "reasons": ["ask for /healthz, /readyz or /metrics"]})
 
     def _answer(self, status: int, content: dict[str, object]) -> None:
-        body = json.dumps(content).encode()
+        self._send(status, "application/json", json.dumps(content).encode())
+
+    def _send(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -72,7 +72,11 @@ class HeldSlices:
     with many small slices, and hoards no large ones that another group could work on.
     """
 
-    def __init__(self, max_slices: int, max_sequences: int) -> None:
+    def __init__(
+        self, max_slices: int, max_sequences: int, on_end: Callable[[AttemptEnd], None] = lambda end: None
+    ) -> None:
+        """`on_end` is told of each slice that ends; it must not come back here."""
+        self._on_end = on_end
         self._max_slices = max_slices
         self._max_sequences = max_sequences
         self._max_tokens: int | None = None
@@ -139,6 +143,16 @@ class HeldSlices:
             self._changed.notify_all()
         return held
 
+    @property
+    def num_held(self) -> int:
+        with self._changed:
+            return len(self._slices)
+
+    @property
+    def num_unrecorded(self) -> int:
+        with self._changed:
+            return self._num_unrecorded
+
     def all(self) -> list[HeldSlice]:
         with self._changed:
             return list(self._slices.values())
@@ -155,6 +169,7 @@ class HeldSlices:
             del self._slices[held.claimed.id]
             self._drop_waiting(held)
             held.end = end
+            self._on_end(end)
             held.ended.set()
             self._changed.notify_all()
             return self._ids_of(held)

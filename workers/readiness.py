@@ -67,6 +67,10 @@ class Readiness:
 
     # --- asked by whoever watches
 
+    def seconds_since_renewal(self) -> float:
+        with self._lock:
+            return self._clock() - self._renewed_at
+
     def reasons(self) -> list[str]:
         """Why the group can't do its work, in words; none if it can. Takes less than 2 s."""
         return [*self._seen(), *self._asked()]

@@ -26,6 +26,7 @@ from pipeline.tables.slices import AttemptEnd
 from pipeline.telemetry.logs import summarize_error
 from workers.answers import outcome_of, without_answer
 from workers.backends.protocol import Engine, Outcome, OutcomeStatus
+from workers.counters import GroupCounters
 from workers.held_slices import HeldSlice, HeldSlices, InFlight
 from workers.partial_outputs import UnsavedOutputs, encode_part
 from workers.retries import TRANSIENT, Outage, until_done
@@ -65,11 +66,13 @@ class Recorder:
         database: Database,
         settings: Settings,
         on_failure: Callable[[], None],
+        counters: GroupCounters,
     ) -> None:
         self._engine = engine
         self._held_slices = held_slices
         self._database = database
         self._settings = settings
+        self._counters = counters
         self._lock = threading.Lock()
         self._buffer: list[_Unrecorded] = []
         self._first_at = 0.0
@@ -232,8 +235,13 @@ class Recorder:
         group = [unrecorded for unrecorded in group if unrecorded.held.end is not AttemptEnd.LOST]
         if not group:
             return
-        recorded = self._write([unrecorded.outcome for unrecorded in group])
+        began = time.monotonic()
+        outcomes = [unrecorded.outcome for unrecorded in group]
+        recorded = self._write(outcomes)
         self._outage.succeeded()
+        self._counters.recorded(
+            [outcome for outcome in outcomes if outcome.claimed.id not in recorded.stale], time.monotonic() - began
+        )
         if recorded.finished_batches:
             outbox.publish_soon(self._database)
         for unrecorded in group:
@@ -266,6 +274,7 @@ class Recorder:
         lost, self._lost_work = self._lost_work, []
         try:
             self._in_transaction(lambda conn: record_lost(conn, lost))
+            self._counters.wasted(part for _, part in lost)
         except TRANSIENT as error:
             self._outage.failed(error)
             log.warning("waste could not be recorded", parts=len(lost), reason=summarize_error(error))

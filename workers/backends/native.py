@@ -163,6 +163,7 @@ class NativeEngine:
                 num_running=len(self._admitted),
                 num_kv_tokens=self._ready.num_kv_tokens if self._ready is not None else 0,
                 num_kv_tokens_used=self._num_kv_tokens_used,
+                kv_block_size=self._options.block_size,
             )
 
     def health(self) -> Health:

@@ -157,6 +157,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     #: Tokens that the KV cache can hold, and those in use by running sequences.
     num_kv_tokens: int
     num_kv_tokens_used: int
+    #: Tokens of a block of that cache; 0 where there is none.
+    kv_block_size: int = 0
 
 
 class EngineError(Exception):
