@@ -53,8 +53,42 @@ def our_commands() -> list[list[str]]:
     return [[expand(word) for word in yaml.safe_load(found)] for found in lists] + [line.split() for line in told]
 
 
+OBSERVABILITY = {"prometheus", "grafana"}
+
+
 def test_every_process_of_the_service_is_there(services: dict[str, dict[str, Any]]) -> None:
-    assert set(services) == {"postgres", "redis", "migrate", "gateway", "control", "worker", "flower"}
+    assert set(services) == {"postgres", "redis", "migrate", "gateway", "control", "worker", "flower", *OBSERVABILITY}
+
+
+def test_prometheus_and_grafana_run_when_they_are_asked_for_and_on_loopback_alone(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+
+    assert {name for name, service in services.items() if service.get("profiles")} == OBSERVABILITY
+    for name in OBSERVABILITY:
+        assert services[name]["profiles"] == ["observability"]
+        assert all(port.startswith("127.0.0.1:") for port in services[name]["ports"])
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", services[name]["image"])
+        mounted = [mount for mount in services[name]["volumes"] if mount.startswith("./")]
+        assert mounted
+        for mount in mounted:
+            source, _, mode = mount.split(":")
+            assert mode == "ro"
+            assert (ROOT / source).exists(), source
+
+
+def test_prometheus_asks_every_process_of_ours(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    prometheus = ROOT / "deploy" / "prometheus"
+    config = yaml.safe_load((prometheus / "prometheus.yml").read_text())
+    targets = yaml.safe_load((prometheus / "compose_targets.yml").read_text())
+    hosts = {host.split(":")[0] for target in targets for host in target["targets"]}
+
+    assert hosts == {"gateway", "control", "worker", "flower"} <= set(services)
+    assert {target["labels"]["process"] for target in targets} == {"gateway", "control", "group", "flower"}
+    password_file = config["scrape_configs"][1]["basic_auth"]["password_file"]
+    [secret] = services["prometheus"]["secrets"]
+    assert secret["target"] == f"/etc/prometheus/{password_file}"
+    assert compose["secrets"][secret["source"]] == {"environment": "FLOWER_PASSWORD"}
 
 
 @pytest.mark.parametrize("argv", our_commands(), ids=" ".join)
@@ -112,7 +146,7 @@ def test_whatever_runs_on_is_watched_and_restarted(services: dict[str, dict[str,
 def test_volumes_are_declared_and_shared_where_they_must_be(compose: dict[str, Any]) -> None:
     services = compose["services"]
     mounts = {name: service.get("volumes", []) for name, service in services.items()}
-    named = {mount.split(":")[0] for list_ in mounts.values() for mount in list_ if not mount.startswith("$")}
+    named = {mount.split(":")[0] for list_ in mounts.values() for mount in list_ if mount[0] not in "$."}
 
     assert named == set(compose["volumes"])
     assert mounts["gateway"][0] == mounts["control"][0] == "blobs:/var/lib/ryzanstein/blobs"

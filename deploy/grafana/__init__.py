@@ -1,0 +1,3 @@
+"""Boards, and how Grafana finds them."""
+
+from __future__ import annotations
