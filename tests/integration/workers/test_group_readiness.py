@@ -108,7 +108,7 @@ def test_a_drained_group_says_so(own_postgres: EmbeddedPostgres, worker: subproc
         wait_for(lambda status=status: ask(port)[0] == status)
         if is_wanted:
             wait_for(lambda: ask(port)[1] == ["the group is drained"])
-    assert ask(port, "/metrics") == (404, ["ask for /healthz or /readyz"])
+    assert ask(port, "/elsewhere") == (404, ["ask for /healthz, /readyz or /metrics"])
 
 
 def test_a_port_that_is_taken_is_one_readable_line(
