@@ -24,7 +24,7 @@ class Person:
     def page(self, path: str, status: int = 200) -> str:
         """The text of a page, without tags."""
         response = self.http.get(path)
-        assert response.status_code == status, response.text
+        assert response.status_code == status, text_of(response)
         return text_of(response)
 
     @property

@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import State
 
-from pipeline.console import assets, batches, sessions, usage
+from pipeline.console import assets, batch, batch_actions, batch_requests, batches, sessions, usage
 from pipeline.console.failures import add_failure_pages
 from pipeline.console.headers import HeadersMiddleware
 from pipeline.console.navigation import HOME
@@ -18,7 +18,7 @@ def create_console(state: State) -> FastAPI:
         title="Ryzanstein console", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     console.state = state
-    for pages in (assets, sessions, batches):
+    for pages in (assets, sessions, batches, batch, batch_requests, batch_actions):
         console.include_router(pages.router)
     for pages in (usage,):  # what operators look at, and what people pay
         console.include_router(pages.router)
