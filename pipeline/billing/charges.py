@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.billing.credits import credit_spent
 from pipeline.billing.documents import Charge, Item
-from pipeline.billing.itemizing import billed_months
+from pipeline.billing.itemizing import billed_months, invoiced_items
 from pipeline.billing.pricing import exact_sum
 from pipeline.billing.reports import Month
 from pipeline.tables import Contract, CreditNote, Invoice, InvoiceLine, InvoiceStatus, LineKind
@@ -22,7 +22,7 @@ def charges_of(
 ) -> list[Charge]:
     """In the order of an invoice's lines. `items` are all that it bills; credit notes count that are older than
     `until`, the end of its collection."""
-    charges = _commitment(session, tenant_id, month, currency, items)
+    charges = _commitments(session, tenant_id, month, currency, items)
     charges += _credit_notes(session, tenant_id, currency, until)
     return charges + _credits(session, tenant_id, month, currency)
 
@@ -47,21 +47,28 @@ def contract_of(session: Session, tenant_id: str, month: Month) -> Contract | No
     ).one_or_none()
 
 
-def shortfall(commitment: Decimal, items: Sequence[Item], month: Month) -> Decimal:
+def shortfall(commitment: Decimal, items: Iterable[Item], month: Month) -> Decimal:
     """What the usage of a month is short of its minimum; corrections of other months do not count."""
     used = exact_sum(item.exact for item in items if item.month == month)
     return max(Decimal(0), exact_sum([commitment, used.copy_negate()]))
 
 
-def _commitment(session: Session, tenant_id: str, month: Month, currency: str, items: Sequence[Item]) -> list[Charge]:
-    contract = contract_of(session, tenant_id, month)
-    if contract is None or contract.commitment is None or contract.currency != currency:
-        return []
-    missing = shortfall(contract.commitment, items, month)
-    if not missing:
-        return []
-    description = f"Minimum of {contract.commitment:f} {currency} a month, less usage"
-    return [Charge(kind=LineKind.COMMITMENT, description=description, month=month, exact=missing)]
+def _commitments(session: Session, tenant_id: str, month: Month, currency: str, items: Sequence[Item]) -> list[Charge]:
+    """What months are short of their minimum, less what issued invoices have of it: corrections of usage change it."""
+    charges = []
+    for used_in in [*billed_months(session, tenant_id, currency, before=month), month]:
+        contract = contract_of(session, tenant_id, used_in)
+        if contract is None or contract.commitment is None or contract.currency != currency:
+            continue
+        used = [*invoiced_items(session, tenant_id, used_in, currency), *items]
+        invoiced = _invoiced(session, tenant_id, LineKind.COMMITMENT, used_in, currency)
+        exact = exact_sum([shortfall(contract.commitment, used, used_in), invoiced.copy_negate()])
+        if exact:
+            description = f"Minimum of {contract.commitment:f} {currency} a month, less usage"
+            if used_in != month:
+                description = f"Correction of {used_in}: {description}"
+            charges.append(Charge(kind=LineKind.COMMITMENT, description=description, month=used_in, exact=exact))
+    return charges
 
 
 def _credits(session: Session, tenant_id: str, month: Month, currency: str) -> list[Charge]:
@@ -69,25 +76,29 @@ def _credits(session: Session, tenant_id: str, month: Month, currency: str) -> l
     charges = []
     for used_in in [*billed_months(session, tenant_id, currency, before=month), month]:
         paid = credit_spent(session, tenant_id, currency, used_in.start.date())
-        exact = exact_sum([paid, *_invoiced_credit(session, tenant_id, used_in, currency)]).copy_negate()
+        invoiced = _invoiced(session, tenant_id, LineKind.CREDIT, used_in, currency)
+        exact = exact_sum([paid, invoiced]).copy_negate()
         if exact:
             description = f"Paid from credit for usage of {used_in}"
             charges.append(Charge(kind=LineKind.CREDIT, description=description, month=used_in, exact=exact))
     return charges
 
 
-def _invoiced_credit(session: Session, tenant_id: str, month: Month, currency: str) -> Sequence[Decimal]:
-    return session.scalars(
-        select(InvoiceLine.exact)
-        .join(Invoice, Invoice.id == InvoiceLine.invoice_id)
-        .where(
-            Invoice.tenant_id == tenant_id,
-            Invoice.currency == currency,
-            Invoice.status == InvoiceStatus.FINAL,
-            InvoiceLine.kind == LineKind.CREDIT,
-            InvoiceLine.service_month == month.start.date(),
+def _invoiced(session: Session, tenant_id: str, kind: LineKind, month: Month, currency: str) -> Decimal:
+    """What issued invoices have of this kind for a month."""
+    return exact_sum(
+        session.scalars(
+            select(InvoiceLine.exact)
+            .join(Invoice, Invoice.id == InvoiceLine.invoice_id)
+            .where(
+                Invoice.tenant_id == tenant_id,
+                Invoice.currency == currency,
+                Invoice.status == InvoiceStatus.FINAL,
+                InvoiceLine.kind == kind,
+                InvoiceLine.service_month == month.start.date(),
+            )
         )
-    ).all()
+    )
 
 
 def _credit_notes(session: Session, tenant_id: str, currency: str, until: datetime) -> list[Charge]:

@@ -101,7 +101,7 @@ def _rows(document: Document) -> Iterator[dict[str, str]]:
         yield _common(document) | _item(document, item, lines[item.position])
     for line in document.lines:
         if line.kind in _CATEGORIES:
-            yield _common(document) | _other(line)
+            yield _common(document) | _other(document, line)
     rounding = exact_sum([document.total, document.exact.copy_negate()])
     if rounding:
         yield _common(document) | _charge(
@@ -164,9 +164,13 @@ def _item(document: Document, item: Item, line: Line) -> dict[str, str]:
     return row
 
 
-def _other(line: Line) -> dict[str, str]:
+def _other(document: Document, line: Line) -> dict[str, str]:
     category, frequency = _CATEGORIES[line.kind]
-    return _charge(category, line.description, line.exact, line.month, frequency)
+    is_correction = line.kind is LineKind.COMMITMENT and line.month != document.month
+    return {
+        **_charge(category, line.description, line.exact, line.month, frequency),
+        "ChargeClass": "Correction" if is_correction else "",
+    }
 
 
 def _charge(category: str, description: str, cost: Decimal, month: Month, frequency: str) -> dict[str, str]:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import csv
 import os
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from io import StringIO
 from random import Random
 
 import pytest
@@ -22,9 +24,11 @@ from issued_invoices import (
 from recorded_usage import make_batch, make_key, rate, use
 from seeds import sql
 from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
 
 from pipeline.billing.credits import grant_credit
 from pipeline.billing.currencies import exact_text, round_to_minor
+from pipeline.billing.forms.focus import focus_form
 from pipeline.billing.invoice_reading import document_of
 from pipeline.billing.invoices import (
     InvoiceError,
@@ -140,6 +144,69 @@ def test_a_minimum_a_missed_window_and_prepaid_credit_are_lines_of_their_own(dat
     owed = balance(database, "receivable") + balance(database, "billed")
     assert owed == 0  # nothing is left to be billed
     assert balance(database, "invoiced") == again.total + next_one.total
+
+
+def commit(session: Session, tenant_id: str, commitment: str) -> None:
+    """To a minimum from October on."""
+    begin = OCTOBER.start - timedelta(days=1)
+    session.add(
+        Contract(
+            id="contract_1",
+            tenant_id=tenant_id,
+            plan="default",
+            commitment=Decimal(commitment),
+            currency="USD",
+            effective_from=begin,
+        )
+    )
+    session.flush()
+
+
+@pytest.mark.parametrize(("late", "is_voided"), [(3, False), (3, True), (30, False), (30, True)])
+def test_a_month_costs_its_minimum_or_its_usage_whatever_comes_in_late(
+    database: Engine, late: int, is_voided: bool
+) -> None:
+    """Late usage of so many million tokens, where the minimum is reached at 25 million."""
+    with transaction() as session:
+        card = make_card(session, price="1")
+        price = card.input_price * (1 - card.batch_discount)  # of a million tokens
+        key = make_key(session, "acme")
+        commit(session, key.tenant_id, f"{25 * price:f}")
+        batch = make_batch(session, key)
+        use(session, batch, "tiny", (20_000_000, 0, 0), at=MID_OCTOBER, card=card)
+        [october] = issue(session, key, OCTOBER, AFTER_OCTOBER)
+        assert october.exact == 25 * price
+
+        use(session, batch, "tiny", (late * 1_000_000, 0, 0), at=MID_OCTOBER, card=card)
+        use(session, batch, "tiny", (26_000_000, 0, 0), at=MID_NOVEMBER, card=card)
+        [november] = issue(session, key, NOVEMBER, AFTER_NOVEMBER)
+        if is_voided:
+            void_invoice(session, october.id, "test", AFTER_NOVEMBER)
+            [october] = issue(session, key, OCTOBER, AFTER_NOVEMBER)
+        december = Month(2026, 12)
+        [last] = issue(session, key, december, december.end + timedelta(days=1))
+
+    assert october.exact + november.exact == (max(25, 20 + late) + 26) * price
+    assert {line.month for line in last.lines} == {december}
+    [minimum] = [line for line in november.lines if line.kind is LineKind.COMMITMENT]
+    assert minimum.description.startswith("Correction of 2026-10: Minimum of ")
+    rows = list(csv.DictReader(StringIO(b"".join(focus_form(november)).decode("utf-8-sig"))))
+    assert [row["ChargeClass"] for row in rows if row["ChargeCategory"] == "Purchase"] == ["Correction"]
+
+
+def test_usage_that_is_taken_back_is_owed_up_to_the_minimum(database: Engine) -> None:
+    with transaction() as session:
+        card, cheaper = make_card(session, price="2"), make_card(session, price="1")
+        key = make_key(session, "acme")
+        commit(session, key.tenant_id, "16.675")  # 25 million by the cheaper card
+        request = use(session, make_batch(session, key), "tiny", (20_000_000, 0, 0), at=MID_OCTOBER, card=card)
+        [october] = issue(session, key, OCTOBER, AFTER_OCTOBER)
+        assert october.exact == Decimal("26.68")
+        ledger = session.scalars(select(RatedLine.ledger_transaction_id).limit(1)).one()
+        rate(session, request, Meter.INPUT_UNCACHED, 20_000_000, cheaper, ledger, revision=2)
+        use(session, make_batch(session, key), "tiny", (30_000_000, 0, 0), at=MID_NOVEMBER, card=cheaper)
+        [november] = issue(session, key, NOVEMBER, AFTER_NOVEMBER)
+    assert october.exact + november.exact == Decimal("16.675") + 30 * Decimal("0.667")
 
 
 def test_of_a_month_that_was_dropped_nothing_is_corrected_or_taken_back(database: Engine) -> None:
