@@ -19,11 +19,12 @@ log = structlog.get_logger(__name__)
 _DAYS: Final = 7
 
 # By index, tenant by tenant: the events of a month can be millions. Of whoever was billed before there may be
-# corrections.
+# corrections. Who has a draft that was made while the month ran may have used another currency since.
 _TENANTS: Final = text("""
     SELECT t.id FROM tenants t
     WHERE NOT EXISTS (
-        SELECT FROM invoices i WHERE i.tenant_id = t.id AND i.month_start = :month AND i.status <> 'void'
+        SELECT FROM invoices i
+        WHERE i.tenant_id = t.id AND i.month_start = :month AND i.status IN ('collecting', 'final')
     )
     AND (
         EXISTS (
@@ -35,22 +36,23 @@ _TENANTS: Final = text("""
     )
     ORDER BY t.id
 """)
-_COLLECT: Final = text("UPDATE invoices SET status = 'collecting' WHERE status = 'draft' AND month_start < :this_month")
+_COLLECT: Final = text("UPDATE invoices SET status = 'collecting' WHERE status = 'draft' AND month_start < :month")
 
 
 def draft_invoices(engine: Engine | None = None, now: datetime | None = None) -> int:
-    """Make the invoices of the month before that are missing, in the first days of a month; returns how many.
+    """Make the invoices of the month before that are missing, in the first days of a month.
 
-    Drafts of months that are over begin to collect. Safe at any time, and from any number of callers. A tenant whose
+    Drafts of months that are over begin to collect. Returns how many of the month before are collecting anew. Safe at any time, and from any number of callers. A tenant whose
     invoices can't be made does not keep others from theirs: it is logged, and tried again the next time.
     """
     with transaction(engine) as session:
         now = now or database_now(session)
         this_month = Month.of(now)
-        session.execute(_COLLECT, {"this_month": this_month.start.date()})
-        if now >= this_month.start + timedelta(days=_DAYS):
-            return 0
         month = Month.of(this_month.start - timedelta(days=1))
+        is_early = now < this_month.start + timedelta(days=_DAYS)
+        session.execute(_COLLECT, {"month": (month if is_early else this_month).start.date()})
+        if not is_early:
+            return 0
         values = {"month": month.start.date(), "begin": month.start, "end": month.end}
         tenants = session.scalars(_TENANTS, values).all()
     num_invoices = 0
