@@ -122,18 +122,22 @@ class ScriptedEngine:
         if any(self.poison in request.prompt_token_ids for request in self.running.values()):
             self.crash()
             return
-        for request in self.running.values():
-            choice = Choice(index=0, text="x", token_ids=[7], finish_reason="stop")
-            self.outcomes.append(
-                Outcome(
-                    id=request.id,
-                    status=OutcomeStatus.FINISHED,
-                    choices=[choice],
-                    num_prompt_tokens=len(request.prompt_token_ids),
-                    num_completion_tokens=1,
-                )
+        for request_id in list(self.running):
+            self.finish(request_id)
+
+    def finish(self, request_id: str) -> None:
+        """Under `changed`."""
+        request = self.running.pop(request_id)
+        choice = Choice(index=0, text="x", token_ids=[7], finish_reason="stop")
+        self.outcomes.append(
+            Outcome(
+                id=request.id,
+                status=OutcomeStatus.FINISHED,
+                choices=[choice],
+                num_prompt_tokens=len(request.prompt_token_ids),
+                num_completion_tokens=1,
             )
-        self.running.clear()
+        )
 
     def crash(self) -> None:
         """Under `changed`."""

@@ -47,10 +47,12 @@ _LONGEST_WAIT: Final = 0.25
 _MOST_CHARACTERS: Final = 32 * 1024**2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Unrecorded:
     held: HeldSlice
     outcome: RequestOutcome
+    #: Whether a commit of it has failed, and may have arrived all the same.
+    is_in_doubt: bool = False
 
 
 class Recorder:
@@ -232,15 +234,20 @@ class Recorder:
 
     def _record(self, group: list[_Unrecorded]) -> None:
         # What was lost may be this group's again, under another lease.
-        group = [unrecorded for unrecorded in group if unrecorded.held.end is not AttemptEnd.LOST]
-        if not group:
-            return
+        lost = [unrecorded for unrecorded in group if unrecorded.held.end is AttemptEnd.LOST]
+        held = [unrecorded for unrecorded in group if unrecorded not in lost]
+        if held:
+            lost += self._record_held(held)
+        self._waste(lost)
+
+    def _record_held(self, group: list[_Unrecorded]) -> list[_Unrecorded]:
+        """Returns those of which nothing was recorded: their lease was lost as well."""
         began = time.monotonic()
-        outcomes = [unrecorded.outcome for unrecorded in group]
-        recorded = self._write(outcomes)
+        recorded = self._write(group)
         self._outage.succeeded()
+        stale = [unrecorded for unrecorded in group if unrecorded.held.claimed.id in recorded.stale]
         self._counters.recorded(
-            [outcome for outcome in outcomes if outcome.claimed.id not in recorded.stale], time.monotonic() - began
+            [unrecorded.outcome for unrecorded in group if unrecorded not in stale], time.monotonic() - began
         )
         if recorded.finished_batches:
             outbox.publish_soon(self._database)
@@ -248,11 +255,19 @@ class Recorder:
             _count(unrecorded)
         for held in {unrecorded.held for unrecorded in group}:
             if held.claimed.id in recorded.stale:
-                parts = too_late([unrecorded.outcome for unrecorded in group if unrecorded.held is held])
-                self._lost_work += [(held.claimed, part) for part in parts]
                 self._lose(held)
             elif held.claimed.id in recorded.done:
                 self._held_slices.end(held, AttemptEnd.FINISHED)
+        return stale
+
+    def _waste(self, lost: list[_Unrecorded]) -> None:
+        """What was computed for nothing. What may have been recorded is left out: it must not count as both."""
+        self._lost_work += [
+            (unrecorded.held.claimed, part)
+            for unrecorded in lost
+            if not unrecorded.is_in_doubt
+            for part in too_late(unrecorded.outcome)
+        ]
 
     def _save_outputs(self) -> None:
         """What can't be saved now is saved with what comes next."""
@@ -279,8 +294,15 @@ class Recorder:
             self._outage.failed(error)
             log.warning("waste could not be recorded", parts=len(lost), reason=summarize_error(error))
 
-    def _write(self, outcomes: list[RequestOutcome]) -> Recorded:
-        return self._in_transaction(lambda conn: record_outcomes(conn, outcomes))
+    def _write(self, group: list[_Unrecorded]) -> Recorded:
+        try:
+            return self._in_transaction(
+                lambda conn: record_outcomes(conn, [unrecorded.outcome for unrecorded in group])
+            )
+        except TRANSIENT:
+            for unrecorded in group:
+                unrecorded.is_in_doubt = True
+            raise
 
     def _in_transaction(self, work: Callable[[Connection], T]) -> T:
         """On a connection that is kept: to test one from the pool takes another round."""
@@ -310,6 +332,7 @@ class Recorder:
         for held in {unrecorded.held for unrecorded in group}:
             log.error("outcomes could not be recorded", slice=held.claimed.id, reason=summarize_error(error))
             self._lose(held)
+        self._waste(group)
 
     def _lose(self, held: HeldSlice) -> None:
         log.warning("a slice was lost", slice=held.claimed.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 
 from pipeline.jobs.recording import RequestOutcome
 from pipeline.jobs.waste import WastePart
@@ -44,10 +43,10 @@ def wasted(cause: WasteCause, outcome: Outcome) -> WastePart:
     )
 
 
-def too_late(outcomes: Sequence[RequestOutcome]) -> list[WastePart]:
-    """What was computed for outcomes whose lease was lost before they could be recorded."""
-    parts = [part for outcome in outcomes for part in outcome.waste]
-    for usage in [outcome.usage for outcome in outcomes if outcome.usage is not None]:
+def too_late(outcome: RequestOutcome) -> list[WastePart]:
+    """What was computed for an outcome whose lease was lost before it could be recorded."""
+    parts = list(outcome.waste)
+    if (usage := outcome.usage) is not None:
         num_tokens = usage.num_prompt_tokens - usage.num_cached_tokens + usage.num_completion_tokens
         parts.append(WastePart(WasteCause.LOST_LEASE, num_tokens, usage.engine_ms))
     return parts

@@ -255,6 +255,29 @@ def test_answers_that_come_after_the_lease_was_lost_write_nothing(database: Engi
     assert (cause, num_tokens > 0) == ("lost_lease", True)
 
 
+def test_answers_that_wait_to_be_recorded_when_the_lease_is_lost_are_waste(
+    database: Engine, tenant: SeededTenant
+) -> None:
+    seed_batch(database, tenant, [3])
+    engine = ScriptedEngine(answers=False)
+    # Two run on, so that the answer waits for company, and the heartbeat is the first to hear of the loss.
+    settings = make_settings(sweep_seconds=3600.0, record_seconds=60.0)
+    with running_group(database, engine, settings) as group:
+        ticket = threading.Thread(target=group.run_ticket)
+        ticket.start()
+        wait_for(lambda: len(engine.submitted) == 3)
+        with engine.changed:
+            engine.finish(next(iter(engine.running)))
+        wait_for(lambda: not engine.outcomes)
+        sql(database, "UPDATE slices SET lease_epoch = lease_epoch + 1, status = 'pending'")
+        wait_for(lambda: len(engine.aborted) == 2)
+        ticket.join(10)
+        # Four tokens of each of the two, and the five of the answer.
+        wait_for(lambda: sql(database, "SELECT sum(num_tokens) FROM waste WHERE cause = 'lost_lease'") == [(13,)])
+    assert sql(database, "SELECT count(*) FROM results") == [(0,)]
+    assert sql(database, "SELECT num_wasted_tokens FROM attempts") == [(13,)]
+
+
 def test_a_group_that_claims_again_what_it_lost_goes_on_under_the_new_lease(
     database: Engine, tenant: SeededTenant
 ) -> None:
