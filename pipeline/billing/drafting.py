@@ -42,8 +42,9 @@ _COLLECT: Final = text("UPDATE invoices SET status = 'collecting' WHERE status =
 def draft_invoices(engine: Engine | None = None, now: datetime | None = None) -> int:
     """Make the invoices of the month before that are missing, in the first days of a month.
 
-    Drafts of months that are over begin to collect. Returns how many of the month before are collecting anew. Safe at any time, and from any number of callers. A tenant whose
-    invoices can't be made does not keep others from theirs: it is logged, and tried again the next time.
+    Drafts of months that are over begin to collect. Returns how many of the month before are collecting anew. Safe at
+    any time, and from any number of callers. A tenant whose invoices can't be made does not keep others from theirs: it
+    is logged, and tried again the next time.
     """
     with transaction(engine) as session:
         now = now or database_now(session)
