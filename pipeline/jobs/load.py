@@ -65,6 +65,7 @@ _SPEED: Final = text(f"""
 """)  # noqa: S608 - constants
 
 _WEIGHTS: Final = text("SELECT tenant_id, weight FROM tenant_weights")
+_SERVED: Final = text("SELECT service_class, tenant_id, served FROM fair_shares WHERE model = :model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ class Load:
     group_speed: Decimal | None
     #: Of the tenants that were given one.
     weights: Mapping[str, Decimal] = field(default_factory=dict)
+    #: What tenants were served in a class, as far as they were.
+    served: Mapping[tuple[ServiceClass, str], Decimal] = field(default_factory=dict)
 
     @property
     def speed(self) -> Decimal | None:
@@ -107,14 +110,16 @@ class Load:
         return sum((queue.cost_at_work for queue in self.queues), Decimal(0))
 
     def queue_of(self, tenant_id: str, service_class: ServiceClass) -> Queue:
-        """An empty one for a tenant of whom nothing waits: it will come in level with the lowest who waits."""
+        """An empty one for a tenant of whom nothing waits: it will come in level with the lowest who waits, unless it
+        was served more."""
         for queue in self.queues:
             if (queue.tenant_id, queue.service_class) == (tenant_id, service_class):
                 return queue
         waiting = [queue.counter for queue in self.queues if queue.service_class is service_class and queue.num_pending]
         nothing = Decimal(0)
         weight = self.weights.get(tenant_id, Decimal(1))
-        return Queue(service_class, tenant_id, nothing, 0, nothing, 0, min(waiting, default=nothing), weight)
+        counter = max(min(waiting, default=nothing), self.served.get((service_class, tenant_id), nothing))
+        return Queue(service_class, tenant_id, nothing, 0, nothing, 0, counter, weight)
 
 
 def load_of(session: Session | Connection, model: str) -> Load:
@@ -145,4 +150,8 @@ def load_of(session: Session | Connection, model: str) -> Load:
         num_away=groups.num_away,
         group_speed=speed.cost / speed.seconds if is_measured else None,
         weights={row.tenant_id: row.weight for row in session.execute(_WEIGHTS)},
+        served={
+            (ServiceClass(row.service_class), row.tenant_id): row.served
+            for row in session.execute(_SERVED, {"model": model})
+        },
     )

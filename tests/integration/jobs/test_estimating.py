@@ -100,6 +100,20 @@ def test_the_finish_is_what_is_ahead_by_class_and_share_over_the_speed_of_the_gr
     assert (load.num_ready, load.num_away, load.num_starting) == (1, 1, 0)
 
 
+def test_who_was_served_more_than_those_who_wait_lets_them_catch_up(
+    database: Engine, tenants: list[SeededTenant]
+) -> None:
+    acme, globex = tenants
+    plan(database, globex, 12)
+    run_groups(database, 2)
+    served = (
+        "INSERT INTO fair_shares (model, service_class, tenant_id, served) VALUES (:model, 'standard', :id, :served)"
+    )
+    sql(database, served, model=MODEL, id=acme.id, served=5_000)
+    sql(database, served, model=MODEL, id=globex.id, served=1_000)
+    assert finish(database, acme) == pytest.approx((4_000 + 2_000 + 2_000) / 40, abs=2)
+
+
 def test_others_are_ahead_by_their_weight_and_by_what_they_were_served_less() -> None:
     def queue(name: str, cost: int, *, counter: int = 0, weight: int = 1) -> Queue:
         counts = (Decimal(cost), 1, Decimal(0), 0)
