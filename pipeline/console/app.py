@@ -6,7 +6,22 @@ from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import State
 
-from pipeline.console import assets, batch, batch_actions, batch_requests, batches, sessions, usage
+from pipeline.console import (
+    assets,
+    batch,
+    batch_actions,
+    batch_requests,
+    batches,
+    budgets,
+    costs,
+    groups,
+    keys,
+    queue,
+    quotes,
+    sessions,
+    uploads,
+    usage,
+)
 from pipeline.console.failures import add_failure_pages
 from pipeline.console.headers import HeadersMiddleware
 from pipeline.console.navigation import HOME
@@ -18,9 +33,9 @@ def create_console(state: State) -> FastAPI:
         title="Ryzanstein console", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     console.state = state
-    for pages in (assets, sessions, batches, batch, batch_requests, batch_actions):
+    for pages in (assets, sessions, batches, batch, batch_requests, batch_actions, uploads, quotes):
         console.include_router(pages.router)
-    for pages in (usage,):  # what operators look at, and what people pay
+    for pages in (usage, costs, budgets, keys, groups, queue):  # what operators look at, and what people pay
         console.include_router(pages.router)
     console.add_api_route("/", _home, include_in_schema=False)
     add_failure_pages(console)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from pipeline.console.rendering import render
 from pipeline.errors import PipelineError
 from pipeline.gateway.errors import ApiError, as_api_error
+from pipeline.jobs.idempotency import CallInProgressError, IdempotencyKeyReusedError
 from pipeline.paging import UnknownCursorError
 from pipeline.storage import StorageError
 from pipeline.tenancy.queue_limits import QueueLimitError
@@ -35,6 +36,8 @@ _TITLES: Final[Mapping[int, str]] = {
 _KINDS: Final[tuple[type[Exception], ...]] = (
     ApiError,
     UnknownCursorError,
+    IdempotencyKeyReusedError,
+    CallInProgressError,
     QueueLimitError,
     StorageError,
     OperationalError,

@@ -25,7 +25,13 @@ class Entry:
 
 ENTRIES: Final = (
     Entry(title="Batches", path=HOME, scope=Scope.BATCHES_READ),
+    Entry(title="Upload", path="/console/upload", scope=Scope.FILES_WRITE),
     Entry(title="Usage", path="/console/usage", scope=Scope.USAGE_READ),
+    Entry(title="Costs", path="/console/costs", scope=Scope.USAGE_READ),
+    Entry(title="Budgets", path="/console/budgets", scope=Scope.USAGE_READ),
+    Entry(title="Keys", path="/console/keys", scope=Scope.KEYS_READ),
+    Entry(title="Groups", path="/console/groups"),
+    Entry(title="Queue", path="/console/queue"),
 )
 
 

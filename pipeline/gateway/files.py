@@ -88,10 +88,10 @@ async def create_file(request: Request, caller: FilesWriter, idempotency_key: Id
     upload = await receive_upload(request, upload_key(file_id), get_settings(), digest)
     content = {} if digest is None else {**asdict(upload), "sha256": digest.hexdigest()}
     call = keyed_call(caller, "create_file", idempotency_key, content)
-    return await run_in_threadpool(_record, file_id, caller, upload, call)
+    return await run_in_threadpool(record_received, file_id, caller, upload, call)
 
 
-def _record(file_id: str, caller: Principal, upload: Upload, call: KeyedCall | None) -> FileObject:
+def record_received(file_id: str, caller: Principal, upload: Upload, call: KeyedCall | None = None) -> FileObject:
     """Write the row, or remove the blob: neither is there without the other."""
     expires_after = upload.expires_after_seconds
     if expires_after is None and upload.purpose == BATCH_PURPOSE:

@@ -34,7 +34,7 @@ UPLOAD_ANSWER_SECONDS = 60.0
 
 
 def is_upload(scope: Scope) -> bool:
-    return (scope["method"], scope["path"]) == ("POST", "/v1/files")
+    return scope["method"] == "POST" and scope["path"] in ("/v1/files", "/console/upload")
 
 
 def writes_blob(scope: Scope) -> bool:

@@ -37,8 +37,6 @@ log = structlog.get_logger(__name__)
 
 #: A quote that could not be computed so often fails.
 MAX_COMPUTATIONS: Final = 3
-#: Errors of the file that a quote keeps.
-MAX_ERRORS: Final = 100
 #: A computation that has taken so long is no more: its process died.
 _LONGEST: Final = timedelta(minutes=15)
 #: Quotes are kept for so long after they expired.
@@ -257,7 +255,7 @@ def _lengths(conn: Connection, tenant_id: str, model: str) -> list[Length]:
 def _errors(lines: Sequence[InvalidLine]) -> dict[str, Any]:
     shown = [
         {"line": line.line or None, "code": line.code, "param": line.param, "message": line.message}
-        for line in lines[:MAX_ERRORS]
+        for line in lines
     ]
     return {"num_errors": len(lines), "errors": shown or None}
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
 
 from pipeline.billing.currencies import exact_text
 from pipeline.schemas.batches import ENDPOINTS, BatchErrorObject, BatchErrors, FileId, endpoint_of, unix_seconds
 from pipeline.tables import OnInvalid, Quote, QuoteStatus, ServiceClass
+
+#: Errors of a quote that the API shows; the console shows all of them.
+_SHOWN_ERRORS: Final = 100
 
 
 class QuoteCreate(BaseModel):
@@ -75,7 +78,7 @@ class QuoteObject(BaseModel):
     @classmethod
     def of(cls, quote: Quote) -> Self:
         is_ready = quote.status is QuoteStatus.READY
-        errors = [BatchErrorObject(**error) for error in quote.errors or ()]
+        errors = [BatchErrorObject(**error) for error in (quote.errors or ())[:_SHOWN_ERRORS]]
         return cls(
             id=quote.id,
             status=quote.status,

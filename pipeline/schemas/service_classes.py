@@ -40,7 +40,7 @@ def class_of(service_class: ServiceClass | None, tier: ServiceTier | None) -> Se
 
 def check_window(window: str, service_class: ServiceClass) -> None:
     """Raises ValueError, with a message for the client, for a window that the class may not have."""
-    shortest, longest = _windows(service_class).split("-")
+    shortest, longest = windows_of(service_class).split("-")
     if not window_seconds(shortest) <= window_seconds(window) <= window_seconds(longest):
         raise ValueError(
             f"{window[:32]!r} is no window of the service class {service_class.value!r}: its windows are from "
@@ -48,7 +48,8 @@ def check_window(window: str, service_class: ServiceClass) -> None:
         )
 
 
-def _windows(service_class: ServiceClass) -> str:
+def windows_of(service_class: ServiceClass) -> str:
+    """`SHORTEST-LONGEST`."""
     settings = get_settings()
     match service_class:
         case ServiceClass.PRIORITY:

@@ -43,7 +43,7 @@ class Quote(Base):
     status: Mapped[QuoteStatus] = mapped_column(text_enum(QuoteStatus, "status"))
     #: Times that computing it has begun; counted first, so that one that kills its process counts too.
     num_computations: Mapped[int] = mapped_column(SmallInteger, server_default="0")
-    #: The first errors of the file, each with `line`, `code`, `param` and `message`.
+    #: The errors of the file, each with `line`, `code`, `param` and `message`.
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
     num_errors: Mapped[int] = mapped_column(server_default="0")
 

@@ -86,3 +86,65 @@ document.addEventListener("submit", (event) => {
   const question = event.target.dataset.confirm;
   if (question && !window.confirm(question)) event.preventDefault();
 });
+
+// --- uploads: dropped or chosen, with progress; the answer is the page that one is sent to
+(() => {
+  const form = document.querySelector("form[data-upload]");
+  if (!form) return;
+  const drop = document.getElementById("drop");
+  const input = document.getElementById("file");
+  const state = document.getElementById("upload-state");
+  const bar = document.getElementById("upload-progress");
+  const button = form.querySelector("button");
+
+  const refuse = (message) => {
+    state.textContent = message;
+    bar.hidden = true;
+    button.disabled = false;
+  };
+
+  const send = () => {
+    const file = input.files[0];
+    if (!file) return;
+    if (file.size > Number(form.dataset.mostBytes)) return refuse("This file is too large. Split it.");
+    const request = new XMLHttpRequest();
+    request.open("POST", form.action);
+    request.upload.addEventListener("progress", (event) => {
+      if (event.lengthComputable) bar.firstElementChild.value = (100 * event.loaded) / event.total;
+    });
+    request.addEventListener("load", () => {
+      if (request.status === 200 && request.responseURL !== form.action) {
+        location.assign(request.responseURL);
+        return;
+      }
+      const page = new DOMParser().parseFromString(request.responseText, "text/html");
+      const alert = page.querySelector("[role=alert]");
+      refuse(alert ? alert.textContent : "The file was refused.");
+    });
+    request.addEventListener("error", () => refuse("The upload was interrupted. Try again."));
+    button.disabled = true;
+    bar.hidden = false;
+    state.textContent = `Sending ${file.name} …`;
+    request.send(new FormData(form));
+  };
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  for (const name of ["dragenter", "dragover"]) {
+    drop.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.add("is-over");
+    });
+  }
+  for (const name of ["dragleave", "drop"]) {
+    drop.addEventListener(name, () => drop.classList.remove("is-over"));
+  }
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    if (event.dataTransfer.files.length !== 1) return refuse("Drop one file at a time.");
+    input.files = event.dataTransfer.files;
+    send();
+  });
+})();
