@@ -50,7 +50,7 @@ def retrieve_quote(caller: BatchesReader, quote_id: str) -> QuoteObject:
 
 
 def _request(caller: Principal, body: QuoteCreate, idempotency_key: str | None) -> QuoteObject:
-    call = keyed_call(caller, "create_quote", idempotency_key, body.model_dump(mode="json"))
+    call = keyed_call(caller, "create_quote", idempotency_key, body.model_dump(mode="json", exclude_none=True))
 
     def request() -> QuoteObject:
         return QuoteObject.of(

@@ -60,6 +60,11 @@ def test_a_key_with_other_content_is_refused(acme: Tenant, file_id: str, databas
     assert num_batches(database) == 1
 
 
+def test_what_is_null_and_what_is_left_out_are_the_same_content(acme: Tenant, file_id: str) -> None:
+    nulls = {"receipts": None, "quote_id": None, "max_cost": None, "on_invalid": None, "metadata": None}
+    assert submit(acme, file_id, "a", extra_body=nulls) == submit(acme, file_id, "a")
+
+
 def test_keys_of_another_tenant_are_other_keys(acme: Tenant, globex: Tenant, file_id: str) -> None:
     theirs = globex.client.files.create(file=("in.jsonl", b"{}\n"), purpose="batch").id
     assert submit(acme, file_id, "a") != submit(globex, theirs, "a")
