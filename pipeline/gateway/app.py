@@ -21,6 +21,7 @@ from pipeline.gateway import (
 from pipeline.gateway.errors import add_error_handlers
 from pipeline.gateway.failed_keys import FailedKeys
 from pipeline.gateway.middleware import (
+from pipeline.gateway.metering import GatewayMetrics, MetricsMiddleware
     ANSWER_SECONDS,
     UPLOAD_ANSWER_SECONDS,
     DeadlineMiddleware,
@@ -71,3 +72,5 @@ def _add_console(app: FastAPI) -> None:
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
+    app.state.metrics = GatewayMetrics()
+    app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)

@@ -116,7 +116,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 async def _render(request: Request, error: Exception) -> JSONResponse:
-    return as_api_error(request, error).response()
+    request.state.error = as_api_error(request, error)  # for whoever counts refusals
+    response: JSONResponse = request.state.error.response()
+    return response
 
 
 def as_api_error(request: Request, error: Exception) -> ApiError:

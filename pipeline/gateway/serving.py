@@ -6,7 +6,10 @@ import uvicorn
 
 from pipeline.checks.starting import check_at_start
 from pipeline.gateway.app import create_app
+from pipeline.settings import PREFIX, get_settings
 from pipeline.telemetry.logs import configure_logging
+from pipeline.telemetry.metrics.server import MetricsServer
+from pipeline.telemetry.metrics.targets import announce
 
 #: Answers that are being sent when the process is asked to end are given this long; downloads are what takes longer.
 _GRACEFUL_SECONDS = 20
@@ -16,8 +19,16 @@ def run_gateway(host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT, then finish what has begun. One process: start more of them for more cores."""
     configure_logging("gateway")
     check_at_start()
+    settings, app = get_settings(), create_app()
+    server = MetricsServer(
+        settings.metrics_host,
+        settings.gateway_metrics_port,
+        app.state.metrics.registry,
+        PREFIX + "GATEWAY_METRICS_PORT",
+    )
+    announce(settings, "gateway", "gateway", settings.metrics_host, server.port)
     uvicorn.run(
-        create_app(),
+        app,
         host=host,
         port=port,
         log_config=None,  # ours stays

@@ -1,0 +1,75 @@
+"""`/metrics` on a port of its own, so that the numbers of all tenants are never at a public address by mistake."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from pipeline.errors import UserError
+from pipeline.telemetry.metrics.registry import CONTENT_TYPE, render
+
+#: A client that sends its request more slowly is not waited for, in seconds.
+_CLIENT_SECONDS: Final = 5.0
+
+
+class MetricsServer:
+    """Answers in threads of its own, whatever the process is busy with. Asks for no key: see `metrics_host`."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, setting: str) -> None:
+        """Port 0 takes any free one. Raises UserError, which names the setting, if the port is taken."""
+        try:
+            self._server = _Server((host, port), _Handler)
+        except OSError as error:
+            raise UserError(
+                f"Can't listen on {host}:{port} for metrics ({error.strerror}). Set {setting} to a free port; 0 takes "
+                "any."
+            ) from None
+        self._server.registry = registry
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    registry: CollectorRegistry
+
+    def server_bind(self) -> None:
+        """Without asking the name service what this address is called, which may take its time."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _CLIENT_SECONDS
+    server_version = "ryzanstein"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self._answer(200, render(self.server.registry))
+        else:
+            self._answer(404, b"Ask for /metrics.\n")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", CONTENT_TYPE)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a scrape every few seconds is no news."""
