@@ -54,6 +54,8 @@ class RankView:
     pid: int
     #: None where that can't be seen from here: the group runs on another machine.
     is_alive: bool | None
+    #: Main memory that it has, in bytes; None where that can't be seen, or it is dead.
+    num_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,12 @@ class GroupView:
         num_tokens = self.number("kv_tokens")
         return self.number("kv_tokens_used") / num_tokens if num_tokens else None
 
+    @property
+    def rank_bytes(self) -> int | None:
+        """Main memory of its ranks together; None where none can be seen."""
+        seen = [rank.num_bytes for rank in self.ranks if rank.num_bytes is not None]
+        return sum(seen) if seen else None
+
     def number(self, name: str) -> int:
         """A count of `info`; 0 where the group has not said it."""
         value = self.info.get(name)
@@ -128,11 +136,14 @@ def _view(row: dict[str, Any], here: str) -> GroupView:
 
 
 def _ranks(pids: Sequence[int], is_here: bool) -> list[RankView]:
-    return [RankView(rank, pid, _is_alive(pid) if is_here else None) for rank, pid in enumerate(pids)]
+    return [_look_at(rank, pid) if is_here else RankView(rank, pid, None, None) for rank, pid in enumerate(pids)]
 
 
-def _is_alive(pid: int) -> bool:
+def _look_at(rank: int, pid: int) -> RankView:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return RankView(rank, pid, False, None)
+        return RankView(rank, pid, True, process.memory_info().rss)
     except psutil.Error:
-        return False
+        return RankView(rank, pid, False, None)
