@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import State
 
-from pipeline.console import (, budgets, costs, groups, keys, queue, usage
+from pipeline.console import (
     assets,
     batch,
     batch_actions,
