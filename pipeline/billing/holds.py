@@ -133,7 +133,7 @@ class Use:
     """The present period of a budget, locked."""
 
     budget_id: str
-    period_start: Any
+    period_start: date
     is_hard: bool
     #: What is neither spent nor held of its amount; below zero where that was lowered.
     room: Decimal

@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import MAXYEAR, UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
@@ -42,7 +42,7 @@ class Month:
     def parse(cls, text: str) -> Month:
         """`2026-11`. Raises UserError."""
         matched = re.fullmatch(r"([0-9]{4})-(0[1-9]|1[0-2])", text)
-        if matched is None or int(matched[1]) < 1:
+        if matched is None or not 1 <= int(matched[1]) < MAXYEAR:  # the last month of MAXYEAR has no end
             raise UserError(f"{text!r} is no month: give a year and a month, such as 2026-11.")
         return cls(int(matched[1]), int(matched[2]))
 

@@ -130,7 +130,7 @@ def compute(quote_id: str, engine: Engine | None = None) -> bool:
 
 
 def remove_old_quotes(engine: Engine) -> int:
-    """Quotes that expired long ago and that no batch was made of."""
+    """Quotes that expired long ago. A batch that was made of one keeps its card, and the id."""
     is_old = Quote.expires_at < func.now() - _KEPT
     with connection(engine) as conn:
         return conn.execute(delete(Quote).where(is_old)).rowcount
@@ -254,8 +254,7 @@ def _lengths(conn: Connection, tenant_id: str, model: str) -> list[Length]:
 
 def _errors(lines: Sequence[InvalidLine]) -> dict[str, Any]:
     shown = [
-        {"line": line.line or None, "code": line.code, "param": line.param, "message": line.message}
-        for line in lines
+        {"line": line.line or None, "code": line.code, "param": line.param, "message": line.message} for line in lines
     ]
     return {"num_errors": len(lines), "errors": shown or None}
 

@@ -55,7 +55,9 @@ def test_a_month_is_one_in_utc() -> None:
     assert Month.of(december.start) == december
 
 
-@pytest.mark.parametrize("text", ["", "2026", "2026-13", "2026-00", "2026-1", "0000-01", "26-01", "2026-11-01"])
+@pytest.mark.parametrize(
+    "text", ["", "2026", "2026-13", "2026-00", "2026-1", "0000-01", "26-01", "2026-11-01", "9999-12"]
+)
 def test_a_month_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="is no month"):
         Month.parse(text)
