@@ -80,18 +80,28 @@ def reason_of(error: Any) -> str:
 
 @contextlib.contextmanager
 def open_database(data_dir: Path | None) -> Iterator[Session]:
-    """A session in one transaction. A database that is away or not migrated becomes a UserError."""
-    from sqlalchemy.exc import OperationalError, ProgrammingError
+    """A session in one transaction. A database that is away or not migrated becomes a UserError.
+
+    So does a commit of which nobody knows whether it was done, such as that of a credit, which may be granted once.
+    """
+    from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 
     from pipeline.settings import get_settings
     from pipeline.tables.session import transaction
 
     if data_dir is not None:
         use_stack(data_dir)
+    is_ending = False
     try:
         with transaction() as session:
             yield session
-    except OperationalError:
+            is_ending = True
+    except (InterfaceError, OperationalError):
+        if is_ending:
+            raise UserError(
+                "PostgreSQL was lost at the end: if this was to change anything, it may or may not have been done. "
+                "`ryzanstein audit log` shows what was; look before you do it again."
+            ) from None
         url = urlsplit(get_settings().database_url.get_secret_value())
         raise UserError(
             f"Can't use PostgreSQL at {url.hostname}:{url.port}{url.path}. Set RYZANSTEIN_DATABASE_URL, or give "

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.cli.connecting import API_KEY, BASE_URL, DATA_DIR, JSON, open_client, open_database
-from pipeline.errors import UserError
+from pipeline.cli.connecting import API_KEY, BASE_URL, DATA_DIR, JSON, decimal_of, open_client, open_database
 
 if TYPE_CHECKING:
     from pipeline.schemas.explanations import BatchExplanation
@@ -90,10 +88,7 @@ def set_share(
     from pipeline.jobs.fairness import set_weight
     from pipeline.tenancy.tenants import find_tenant
 
-    try:
-        number = Decimal(weight)
-    except InvalidOperation:
-        raise UserError(f"The weight is {weight!r}: give a decimal number, such as 2 or 0.5.") from None
+    number = decimal_of("WEIGHT", weight)
     with open_database(data_dir) as session:
         set_weight(session, find_tenant(session, tenant).id, number)
     typer.echo(f"{tenant}: weight {number.normalize():f} from now on.")

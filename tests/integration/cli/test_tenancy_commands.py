@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import Result
+from commit_faults import CommitFaults, Moment
 from seeds import sql
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import UserError
-from pipeline.tables.session import transaction
+from pipeline.tables.session import get_engine, transaction
 from pipeline.tenancy.keys import Principal, authenticate
 
 
@@ -165,3 +166,11 @@ def test_a_tenant_is_erased_when_its_name_is_given_twice(
     changed = run("tenants", "erasures")
     assert changed.exit_code == 1
     assert "NOT VALID" in changed.stdout
+
+
+def test_a_command_whose_commit_may_have_arrived_says_to_look_before_it_is_done_again(database: Engine) -> None:
+    run("keys", "create", "--tenant", "acme")
+    grant = ("credits", "grant", "acme", "10", "--reason", "prepaid")
+    with CommitFaults(lambda *_: Moment.AFTER).of(get_engine()):
+        assert "may or may not have been done" in mistake(*grant)
+    assert [entry["act"] for entry in printed("audit", "log", "--limit", "1")] == ["credit.grant"]
