@@ -20,6 +20,8 @@ from pipeline.stack.options import Device, Dtype, Quantize
 from pipeline.stack.options import Engine as EngineKind
 from pipeline.tables.session import get_engine
 from pipeline.telemetry.logs import configure_logging
+from pipeline.telemetry.metrics.targets import announce
+from pipeline.telemetry.tracing import configure_tracing
 from pipeline.tokenization import Tokenizer
 from workers.backends.echo import EchoEngine
 from workers.backends.native import EngineOptions, NativeEngine
@@ -77,6 +79,7 @@ def main(
         raise SystemExit(1) from None
     health.start(group.readiness, group.metrics)
     _work(group, identity, settings)
+    announce(settings, name, "group", settings.worker_health_host, health.port)
 
 
 def _served_name(model: str, folder: Path) -> str:

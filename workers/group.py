@@ -62,7 +62,7 @@ class Group:
         self._settings = settings
         self._database = database
         #: What `/metrics` of this group shows.
-        self.metrics = make_registry("group", database)
+        self.metrics = make_registry(database)
         self._counters = GroupCounters(identity.id, identity.model, self.metrics)
         self._held_slices = HeldSlices(
             settings.group_slices, int(settings.max_num_sequences * _FEED_AHEAD), self._counters.attempt_ended

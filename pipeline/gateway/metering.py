@@ -25,7 +25,7 @@ class GatewayMetrics:
     """What one gateway process has counted."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or make_registry("gateway", get_engine())
+        self.registry = registry or make_registry(get_engine())
         self.requests = make_counter(names.HTTP_REQUESTS, self.registry)
         self.duration = make_histogram(names.HTTP_DURATION, self.registry)
         self.in_progress = make_gauge(names.HTTP_IN_PROGRESS, self.registry)

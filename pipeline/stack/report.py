@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -11,6 +12,7 @@ from pipeline.stack.data_dir import DataDir
 from pipeline.stack.fleet import Fleet, GroupReport
 from pipeline.stack.state import ProcessPhase, ProcessState, StackPhase, StackState
 from pipeline.tables import GroupState
+from pipeline.telemetry.metrics.targets import read_targets
 
 #: What the state of a group that runs says about its process.
 _PHASES = {
@@ -31,8 +33,8 @@ def report(state: StackState, supervisor_pid: int, fleet: Fleet) -> dict[str, An
     """Addresses, secrets, and every process with its pid and state, ranks included.
 
     `{"state", "data_dir", "model", "base_url", "api_key", "database_url", "redis_url", "flower_url", "flower_user",
-    "flower_password", "pids": {name: pid}, "processes": {name: {"pid", "state", "restarts", "reason"}}}`; in `pids` is
-    only what runs.
+    "flower_password", "metrics_urls": {name: url}, "pids": {name: pid}, "processes": {name: {"pid", "state",
+    "restarts", "reason"}}}`; in `pids` is only what runs. Prometheus finds the URLs in the folder `metrics` of the data folder.
     """
     processes = {"supervisor": ProcessState(pid=supervisor_pid, state=ProcessPhase.RUNNING)}
     groups = fleet.groups()
@@ -60,6 +62,7 @@ def _object(state: StackState, processes: dict[str, ProcessState]) -> dict[str, 
     return {
         "state": str(state.phase),
         **fields,
+        "metrics_urls": {} if state.phase is StackPhase.STOPPED else read_targets(Path(state.data_dir)),
         "pids": {name: process.pid for name, process in processes.items() if process.pid is not None},
         "processes": {name: process.model_dump(mode="json") for name, process in processes.items()},
     }

@@ -23,6 +23,7 @@ from pipeline.stack.state import StackPhase, StackState
 from pipeline.stack.supervisor import StopRequests, Supervisor
 from pipeline.tables.migrating import migrate
 from pipeline.tables.session import make_engine, transaction
+from pipeline.telemetry.metrics.targets import announce, forget_targets
 from pipeline.tenancy.keys import InvalidKeyError, authenticate, create_key
 from pipeline.tenancy.tenants import DEFAULT_TENANT, ensure_tenant
 
@@ -63,11 +64,13 @@ class _Run:
         get_settings.cache_clear()
         settings = get_settings()  # a wrong one is told now, and not by every process
         fleet = Fleet(self._plan.postgres.url)
+        forget_targets(self._plan.data_dir.root)
         try:
             self._supervisor.start(servers(self._plan))
             if not self._stop:
                 self._prepare_database(settings)
                 self._supervisor.start(applications(self._plan, fleet))
+                announce(settings, "flower", "flower", "127.0.0.1", self._plan.flower_port)
             if not self._stop:
                 self._phase = StackPhase.READY
                 self._write_state()

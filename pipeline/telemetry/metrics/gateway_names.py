@@ -45,9 +45,7 @@ AUTH_FAILURES: Final = _metric(
 
 GATEWAY_METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
-BUILD_INFO: Final = Metric(
-    "ryzanstein_build_info", Kind.GAUGE, "1; the version that runs.", Source.EVERY, ("process", "version")
-)
+BUILD_INFO: Final = Metric("ryzanstein_build_info", Kind.GAUGE, "1; the version that runs.", Source.EVERY, ("version",))
 SQL_CONNECTIONS: Final = Metric(
     "ryzanstein_sql_connections",
     Kind.GAUGE,

@@ -36,11 +36,11 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-def make_registry(process: str, database: Engine | None = None) -> CollectorRegistry:
+def make_registry(database: Engine | None = None) -> CollectorRegistry:
     """What every process has: its memory and processor time, its version, and its connections to `database`."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    make_gauge(BUILD_INFO, registry).labels(process, version("ryzanstein")).set(1)
+    make_gauge(BUILD_INFO, registry).labels(version("ryzanstein")).set(1)
     if database is not None:
         registry.register(_PoolCollector(database))
     return registry

@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 FOLDER: Final = "metrics"
 
 
-def announce(settings: Settings, name: str, service: str, host: str, port: int) -> None:
+def announce(settings: Settings, name: str, process: str, host: str, port: int) -> None:
     """Say that the process of this name and kind listens there; without a data folder, the log alone says so."""
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     log.info("metrics are shown", url=f"http://{address}/metrics")
@@ -30,9 +30,7 @@ def announce(settings: Settings, name: str, service: str, host: str, port: int) 
     folder = settings.data_dir / FOLDER
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        write_private(
-            folder / f"{name}.json", [{"targets": [address], "labels": {"service": service, "service_name": name}}]
-        )
+        write_private(folder / f"{name}.json", [{"targets": [address], "labels": {"process": process}}])
     except OSError as error:  # a full disk, say; what the process does is worth more
         log.warning("where metrics are shown could not be written down", reason=error.strerror)
 
