@@ -34,7 +34,8 @@ def report(state: StackState, supervisor_pid: int, fleet: Fleet) -> dict[str, An
 
     `{"state", "data_dir", "model", "base_url", "api_key", "database_url", "redis_url", "flower_url", "flower_user",
     "flower_password", "metrics_urls": {name: url}, "pids": {name: pid}, "processes": {name: {"pid", "state",
-    "restarts", "reason"}}}`; in `pids` is only what runs. Prometheus finds the URLs in the folder `metrics` of the data folder.
+    "restarts", "reason"}}}`; in `pids` is only what runs. Prometheus finds the URLs in the folder `metrics` of
+    the data folder.
     """
     processes = {"supervisor": ProcessState(pid=supervisor_pid, state=ProcessPhase.RUNNING)}
     groups = fleet.groups()
