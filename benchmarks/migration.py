@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine
 
+from benchmarks.databases import CUSTOMER, execute, own_server
 from benchmarks.machine import describe_machine
 from benchmarks.model import write_model
 from benchmarks.next_schema import next_schema
-from pipeline.embedded import EmbeddedPostgres, new_password
 from pipeline.settings import Settings
 from pipeline.tables.migrating import alembic_config
 from pipeline.tables.session import make_engine
@@ -56,13 +55,6 @@ SETTLE_SECONDS = 0.2
 
 #: What a row of each kind is; `%(requests)s` of them in all, a thousand to a slice, fifty slices to a batch.
 _FILL: Final = """
-    INSERT INTO tenants (id, name) VALUES ('tenant_1', 'acme');
-    INSERT INTO api_keys (id, tenant_id, name, short_id, secret_hash) VALUES ('key_1', 'tenant_1', 'k', 's', '');
-    INSERT INTO files (id, tenant_id, filename, purpose, num_bytes, storage_key)
-        VALUES ('file_1', 'tenant_1', 'in.jsonl', 'batch', 1, 'file_1');
-    INSERT INTO served_models (name, path, context_length) VALUES ('{model}', '/models/echo', 2048);
-    INSERT INTO rate_cards (model, currency, input_price, cached_input_price, output_price, batch_discount)
-        VALUES ('{model}', 'USD', 0.137, 0.061, 0.411, 0.333);
     INSERT INTO batches (id, tenant_id, api_key_id, input_file_id, endpoint, completion_window, on_invalid, status,
                          expires_at, in_progress_at, model, num_requests)
         SELECT 'batch_' || b, 'tenant_1', 'key_1', 'file_1', '/v1/completions', '24h', 'fail', 'in_progress',
@@ -169,15 +161,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1_000_000)
     options = parser.parse_args()
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="ryzanstein-benchmark-") as name:
-        folder = Path(name)
-        folder.chmod(0o711)  # started by root, PostgreSQL runs as a user of its own
-        server = EmbeddedPostgres(folder / "postgres", new_password(), folder / "postgres.log")
-        server.start()
-        try:
-            results = measure(server.url, folder, options.requests, console.print)
-        finally:
-            server.stop()
+    with own_server() as (server, folder):
+        results = measure(server.url, folder, options.requests, console.print)
     console.print(table(results))
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(asdict(results), indent=2) + "\n")
@@ -226,11 +211,11 @@ def measure(
 def fill(database_url: str, num_requests: int) -> None:
     """So many requests that wait, in slices and batches, by the schema of revision 0001."""
     prompt = pack_token_ids(range(5, 13)).hex()
-    statements = _FILL.format(
-        model=MODEL, batch=BATCH_REQUESTS, slice=SLICE_REQUESTS, requests=num_requests, prompt=prompt
+    execute(
+        database_url,
+        CUSTOMER.format(model=MODEL, path=f"/models/{MODEL}")
+        + _FILL.format(model=MODEL, batch=BATCH_REQUESTS, slice=SLICE_REQUESTS, requests=num_requests, prompt=prompt),
     )
-    with psycopg.connect(database_url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as conn:
-        conn.execute(statements)
 
 
 def _phase(name: str, change: Callable[[], object], writers: Writers, database: Engine) -> Phase:

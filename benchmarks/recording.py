@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,15 +28,15 @@ from typing import Any, Final
 from unittest import mock
 
 import psutil
-import psycopg
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine, text
 
+from benchmarks.databases import CUSTOMER, execute, own_server
 from benchmarks.machine import describe_machine
 from benchmarks.model import write_model
 from pipeline.billing.rating import TokenUsage
-from pipeline.embedded import EmbeddedPostgres, new_password
+from pipeline.embedded import EmbeddedPostgres
 from pipeline.jobs.claiming import ClaimedSlice, claim_slice, load_requests
 from pipeline.jobs.recording import RequestOutcome, record_outcomes
 from pipeline.settings import Settings
@@ -67,15 +66,6 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
     "without shares": {"settle": None},
 }
 
-_FILL: Final = """
-    INSERT INTO tenants (id, name) VALUES ('tenant_1', 'acme');
-    INSERT INTO api_keys (id, tenant_id, name, short_id, secret_hash) VALUES ('key_1', 'tenant_1', 'k', 's', '');
-    INSERT INTO files (id, tenant_id, filename, purpose, num_bytes, storage_key)
-        VALUES ('file_1', 'tenant_1', 'in.jsonl', 'batch', 1, 'file_1');
-    INSERT INTO served_models (name, path, context_length) VALUES ('tiny', '/models/tiny', 2048);
-    INSERT INTO rate_cards (model, currency, input_price, cached_input_price, output_price, batch_discount)
-        VALUES ('tiny', 'USD', 0.137, 0.061, 0.411, 0.333);
-"""
 _BATCH: Final = """
     INSERT INTO batches (id, tenant_id, api_key_id, input_file_id, endpoint, completion_window, on_invalid, status,
                          expires_at, in_progress_at, model, num_requests)
@@ -147,18 +137,11 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=1, help="that record at once")
     options = parser.parse_args()
     results = Results(options.outcomes, options.answer_bytes, options.months, options.groups)
-    with tempfile.TemporaryDirectory(prefix="ryzanstein-benchmark-") as name:
-        folder = Path(name)
-        folder.chmod(0o711)  # started by root, PostgreSQL runs as a user of its own
-        server = EmbeddedPostgres(folder / "postgres", new_password(), folder / "postgres.log")
-        server.start()
-        try:
-            database = prepare(server, results)
-            measure(server, database, results, options.rounds)
-            measure_group(server, database, folder, results, options.rounds)
-            database.dispose()
-        finally:
-            server.stop()
+    with own_server() as (server, folder):
+        database = prepare(server, results)
+        measure(server, database, results, options.rounds)
+        measure_group(server, database, folder, results, options.rounds)
+        database.dispose()
     Console().print(table(results))
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(
@@ -169,9 +152,9 @@ def main() -> None:
 def prepare(server: EmbeddedPostgres, results: Results) -> Engine:
     """What every round needs, on an empty server."""
     migrate(server.url)
-    _execute(server, _FILL)
+    execute(server.url, CUSTOMER.format(model=MODEL, path=f"/models/{MODEL}"))
     for month in range(1, results.num_months + 1):
-        _execute(server, f"SELECT make_request_partitions(request_month(now()) - {month})")
+        execute(server.url, f"SELECT make_request_partitions(request_month(now()) - {month})")
     return make_engine(server.url)
 
 
@@ -198,7 +181,7 @@ def measure_group(server: EmbeddedPostgres, database: Engine, folder: Path, resu
     for number in range(num_rounds + 1):
         for place, kind in enumerate(GROUP_KINDS):
             batch_id = f"batch_group_{number}_{place}"
-            _execute(server, _BATCH.format(batch=batch_id, requests=GROUP_REQUESTS, slice=SLICE_REQUESTS))
+            execute(server.url, _BATCH.format(batch=batch_id, requests=GROUP_REQUESTS, slice=SLICE_REQUESTS))
             before = time.process_time() + _server_cpu(server)
             with leaving_out(KINDS[kind]):
                 seconds = _answer(database, model, batch_id)
@@ -250,7 +233,7 @@ def _claim(
 ) -> list[RequestOutcome]:
     """A batch whose only slice a group holds: its outcomes, as the group would record them."""
     num_requests = num_transactions * results.num_outcomes
-    _execute(server, _BATCH.format(batch=batch_id, requests=num_requests, slice=num_requests))
+    execute(server.url, _BATCH.format(batch=batch_id, requests=num_requests, slice=num_requests))
     with database.begin() as conn:
         claimed = claim_slice(conn, model=MODEL, group_id=batch_id, lease_seconds=600)
         assert claimed is not None
@@ -306,11 +289,6 @@ def _server_cpu(server: EmbeddedPostgres) -> float:
             seconds += time.user + time.system
     ended = parent.cpu_times()
     return seconds + ended.children_user + ended.children_system
-
-
-def _execute(server: EmbeddedPostgres, statements: str) -> None:
-    with psycopg.connect(server.url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as conn:
-        conn.execute(statements)
 
 
 def table(results: Results) -> Table:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -27,10 +26,11 @@ from rich.table import Table
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from benchmarks.databases import execute, own_server
 from benchmarks.machine import describe_machine
 from pipeline.billing.rollups import rebuild
 from pipeline.billing.usage_buckets import CostsBy, UsageBy, Wanted, Width, cost_results, usage_results
-from pipeline.embedded import EmbeddedPostgres, new_password
+from pipeline.embedded import EmbeddedPostgres
 from pipeline.tables.migrating import migrate
 from pipeline.tables.session import make_engine
 
@@ -90,15 +90,8 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=10_000_000)
     options = parser.parse_args()
     results = Results(options.events)
-    with tempfile.TemporaryDirectory(prefix="ryzanstein-benchmark-") as name:
-        folder = Path(name)
-        folder.chmod(0o711)  # started by root, PostgreSQL runs as a user of its own
-        server = EmbeddedPostgres(folder / "postgres", new_password(), folder / "postgres.log", fsync=False)
-        server.start()
-        try:
-            measure(server, results)
-        finally:
-            server.stop()
+    with own_server(fsync=False) as (server, _):
+        measure(server, results)
     Console().print(table(results))
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(asdict(results), indent=2) + "\n")
@@ -114,10 +107,10 @@ def measure(server: EmbeddedPostgres, results: Results) -> None:
     began = time.perf_counter()
     rebuild(database)
     results.rebuild_seconds = time.perf_counter() - began
-    _execute(server, _AS_OF_FOUR_GROUPS)
+    execute(server.url, _AS_OF_FOUR_GROUPS)
     with database.connect() as conn:
         results.num_rollups = int(conn.scalar(text("SELECT count(*) FROM usage_rollups")) or 0)
-    _execute(server, "VACUUM ANALYZE usage_rollups")
+    execute(server.url, "VACUUM ANALYZE usage_rollups")
     with Session(database) as session:
         assert rebuild(database).num_corrected == 0
         by_day = usage_results(session, _wanted(Width.DAY, "key_7"))
@@ -130,18 +123,13 @@ def measure(server: EmbeddedPostgres, results: Results) -> None:
 
 
 def _fill(server: EmbeddedPostgres, num_requests: int) -> None:
-    _execute(server, "INSERT INTO tenants (id, name) VALUES ('tenant_1', 'acme')")
+    execute(server.url, "INSERT INTO tenants (id, name) VALUES ('tenant_1', 'acme')")
     with psycopg.connect(server.url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as conn:
         [first] = conn.execute("SELECT (request_month(now()) << 40) + 1").fetchone() or [0]
     values = {"first": first, "last": first + num_requests - 1, "requests": num_requests, "keys": NUM_KEYS}
-    _execute(server, _EVENTS.format(**values))
-    _execute(server, _LINES)
-    _execute(server, "VACUUM ANALYZE usage_events, rated_lines")
-
-
-def _execute(server: EmbeddedPostgres, statement: str) -> None:
-    with psycopg.connect(server.url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as conn:
-        conn.execute(statement)
+    execute(server.url, _EVENTS.format(**values))
+    execute(server.url, _LINES)
+    execute(server.url, "VACUUM ANALYZE usage_events, rated_lines")
 
 
 def _wanted(width: Width, *keys: str) -> Wanted:
