@@ -274,7 +274,6 @@ class Settings(BaseSettings):
         description="How often control compares the books of the month for its metrics. 0: never, but for every night.",
     )
 
-
     data_dir: Path | None = Field(None, description="Folder of the embedded stack; set by `up` for its processes.")
 
     # A password that is not escaped makes an address that is misread, and then repeated in errors: in time, then.

@@ -20,8 +20,8 @@ from pipeline.gateway import (
 )
 from pipeline.gateway.errors import add_error_handlers
 from pipeline.gateway.failed_keys import FailedKeys
-from pipeline.gateway.middleware import (
 from pipeline.gateway.metering import GatewayMetrics, MetricsMiddleware
+from pipeline.gateway.middleware import (
     ANSWER_SECONDS,
     UPLOAD_ANSWER_SECONDS,
     DeadlineMiddleware,
@@ -60,6 +60,8 @@ def create_app(
     app.add_middleware(LimitsMiddleware)
     app.add_middleware(DeadlineMiddleware, seconds=answer_seconds, upload_seconds=upload_answer_seconds)
     app.add_middleware(RequestMiddleware)
+    app.state.metrics = GatewayMetrics()
+    app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)
     return app
 
 
@@ -72,5 +74,3 @@ def _add_console(app: FastAPI) -> None:
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
-    app.state.metrics = GatewayMetrics()
-    app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)
