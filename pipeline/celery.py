@@ -32,6 +32,7 @@ RELAY: Final = "control.relay"  #: no args, from beat.
 DRAFT: Final = "control.draft"  #: no args, from beat: the invoices of the month before.
 LOOK_AT_BOOKS: Final = "control.look_at_books"  #: no args, from beat: credit is settled, and the books compared.
 KEEP_UP: Final = "control.keep_up"  #: no args, from beat: partitions, roll-ups and retention.
+DELIVER: Final = "webhook.deliver"  #: no args: send the webhooks that are due.
 GENERATE: Final = "generate.slice"  #: args [model]: a ticket; entitles the receiving group to claim one slice.
 
 #: What the arguments of a task are, for `describe_args`.

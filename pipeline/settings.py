@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from decimal import Decimal
 from functools import lru_cache
+from ipaddress import ip_network
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -250,11 +251,20 @@ class Settings(BaseSettings):
     base_url: str = Field("http://127.0.0.1:8000/v1", description="Gateway that the client commands talk to.")
     api_key: SecretStr | None = Field(None, description="Key that the client commands use.")
 
+    # --- webhooks
+    webhook_http: bool = Field(False, description="Whether webhooks may go to `http://` URLs, which anybody can read.")
+    webhook_private_networks: str = Field(
+        "",
+        description="Networks that webhooks may go to although they are not public, such as `10.1.0.0/16,fd00::/8`. "
+        "Tenants choose the URLs: name none that holds what they must not reach.",
+    )
+
     # --- signatures
     signing_key_file: Path | None = Field(
         None,
-        description="Private Ed25519 key in PEM that signs receipts and records of erasure, made where it is not "
-        "there; all processes share it. Unset: `signing_key.pem` in the data folder.",
+        description="Private Ed25519 key in PEM that signs receipts and records of erasure, and that secrets of "
+        "webhooks are derived from; made where it is not there. All processes share it. Unset: `signing_key.pem` in "
+        "the data folder.",
     )
     metrics_host: str = Field(
         "127.0.0.1",
@@ -290,6 +300,13 @@ class Settings(BaseSettings):
         if shortest > longest:
             raise ValueError("the shortest comes first")
         return windows
+
+    @field_validator("webhook_private_networks")
+    @classmethod
+    def _check_networks(cls, networks: str) -> str:
+        for name in filter(None, map(str.strip, networks.split(","))):
+            ip_network(name)
+        return networks
 
     @field_validator("database_url")
     @classmethod

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from pipeline.errors import ConfigurationError, UserError
 from pipeline.settings import PREFIX, Settings, get_settings
@@ -58,6 +59,11 @@ class SigningKey:
     def sign(self, data: bytes) -> bytes:
         """64 bytes, the same for the same data."""
         return self.private.sign(data)
+
+    def derive(self, purpose: str, num_bytes: int) -> bytes:
+        """A secret for this purpose alone, the same whenever it is asked for (HKDF with SHA-256)."""
+        derived = HKDF(algorithm=hashes.SHA256(), length=num_bytes, salt=None, info=purpose.encode())
+        return derived.derive(self.private.private_bytes_raw())
 
 
 def signing_key(settings: Settings | None = None) -> SigningKey:

@@ -17,6 +17,7 @@ from pipeline.gateway import (
     models,
     quotes,
     usage,
+    webhooks,
 )
 from pipeline.gateway.errors import add_error_handlers
 from pipeline.gateway.failed_keys import FailedKeys
@@ -52,7 +53,19 @@ def create_app(
     )
     app.state.failed_keys = FailedKeys(get_settings().key_failures_per_minute)
     app.state.rate_limits = RateLimits(get_settings())
-    for resource in (files, quotes, batches, batch_actions, explanations, models, usage, budgets, invoices, health):
+    for resource in (
+        files,
+        quotes,
+        batches,
+        batch_actions,
+        explanations,
+        models,
+        usage,
+        budgets,
+        invoices,
+        webhooks,
+        health,
+    ):
         app.include_router(resource.router)
     _add_console(app)
     add_error_handlers(app)

@@ -67,6 +67,8 @@ FilesReader = Annotated[Principal, Depends(_with(Scope.FILES_READ))]
 FilesWriter = Annotated[Principal, Depends(_with(Scope.FILES_WRITE))]
 BatchesReader = Annotated[Principal, Depends(_with(Scope.BATCHES_READ))]
 BatchesWriter = Annotated[Principal, Depends(_with(Scope.BATCHES_WRITE))]
+WebhooksReader = Annotated[Principal, Depends(_with(Scope.WEBHOOKS_READ))]
+WebhooksWriter = Annotated[Principal, Depends(_with(Scope.WEBHOOKS_WRITE))]
 UsageReader = Annotated[Principal, Depends(_with(Scope.USAGE_READ))]
 
 

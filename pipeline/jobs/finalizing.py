@@ -10,9 +10,11 @@ from sqlalchemy import Engine, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.billing.missed_windows import credit_missed_window
+from pipeline.jobs import outbox
 from pipeline.jobs.lines import view_num_bytes
 from pipeline.tables import Batch, BatchStatus, File, FileView, OutcomeKind, Request
 from pipeline.tables.session import transaction
+from pipeline.webhooks.events import add_event
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,9 @@ def finalize(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
         setattr(batch, _MOMENTS[status], func.clock_timestamp())
         session.flush()
         credits_given = credit_missed_window(session, batch_id)
+        num_webhooks = add_event(session, batch_id, status)
+    if num_webhooks:
+        outbox.publish_soon(engine)
     log.info("batch closed", batch=batch_id, status=status.value, credits=len(credits_given))
     return status
 

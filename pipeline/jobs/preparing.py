@@ -29,6 +29,7 @@ from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, Serv
 from pipeline.tables.session import connection, get_engine
 from pipeline.telemetry.logs import summarize_error
 from pipeline.tenancy.queue_limits import QueueLimitError, reserve_tokens
+from pipeline.webhooks.events import add_event
 
 log = structlog.get_logger(__name__)
 
@@ -218,7 +219,10 @@ def _refuse(conn: Connection, batch_id: str) -> bool:
         .where(Batch.id == batch_id, Batch.status == BatchStatus.VALIDATING)
         .values(status=BatchStatus.FAILED, failed_at=func.clock_timestamp())
     )
-    return refused.rowcount > 0
+    if refused.rowcount == 0:
+        return False
+    add_event(conn, batch_id, BatchStatus.FAILED)
+    return True
 
 
 def _give_up(engine: Engine, batch_id: str, error: Exception) -> BatchStatus | None:

@@ -28,6 +28,7 @@ from pipeline.settings import get_settings
 from pipeline.tables import Batch, BatchStatus, File, Group, GroupState, OutboxMessage, OutcomeKind, Quote, QuoteStatus
 from pipeline.tables.session import connection, get_engine
 from pipeline.telemetry.logs import summarize_error
+from pipeline.webhooks.delivering import forget_old, send_due
 
 log = structlog.get_logger(__name__)
 
@@ -255,4 +256,6 @@ _PARTS: Final[dict[str, Callable[[Engine], int]]] = {
     "silent_groups": stop_silent_groups,
     "old_idempotency_keys": forget_old_keys,
     "old_quotes": remove_old_quotes,
+    "due_webhooks": send_due,
+    "old_webhook_events": forget_old,
 }

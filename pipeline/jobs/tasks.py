@@ -10,10 +10,11 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.billing import drafting, nightly
-from pipeline.celery import CANCEL, DRAFT, FINALIZE, KEEP_UP, LOOK_AT_BOOKS, PREPARE, QUOTE, RELAY, SWEEP, app
+from pipeline.celery import CANCEL, DELIVER, DRAFT, FINALIZE, KEEP_UP, LOOK_AT_BOOKS, PREPARE, QUOTE, RELAY, SWEEP, app
 from pipeline.errors import PipelineError
 from pipeline.jobs import cancelling, finalizing, outbox, preparing, quoting, sweeping, upkeep
 from pipeline.telemetry.logs import summarize_error
+from pipeline.webhooks import delivering
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +88,12 @@ def draft() -> dict[str, Any]:
 def keep_up() -> dict[str, Any]:
     """Make partitions for the months to come, set roll-ups right, and drop what is no longer kept."""
     return upkeep.keep_up()
+
+
+@_task(DELIVER)
+def deliver() -> dict[str, Any]:
+    """Send the webhooks that are due."""
+    return {**delivering.deliver_due()}
 
 
 @_task(LOOK_AT_BOOKS)

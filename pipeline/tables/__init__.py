@@ -46,6 +46,7 @@ from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
 from pipeline.tables.rollups import ArchivedUsage, Period, UsageRollup
 from pipeline.tables.slices import Attempt, AttemptEnd, Slice, SliceStatus
 from pipeline.tables.tenancy import ApiKey, Project, Tenant
+from pipeline.tables.webhooks import DeliveryStatus, WebhookDelivery, WebhookEndpoint, WebhookEvent
 
 __all__ = [
     "ApiKey",
@@ -68,6 +69,7 @@ __all__ = [
     "CreditGrant",
     "CreditNote",
     "CreditReason",
+    "DeliveryStatus",
     "DroppedBatch",
     "DroppedMonth",
     "Erasure",
@@ -116,4 +118,7 @@ __all__ = [
     "UsageRollup",
     "Waste",
     "WasteCause",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEvent",
 ]

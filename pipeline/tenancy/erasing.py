@@ -1,8 +1,9 @@
 """Erasure: what a tenant has sent and was answered is removed, and a signed statement of it is left.
 
 Removed are uploads, prompts, parameters, answers and parts of them, errors that quote a line, and what the tenant has
-named: files, custom ids, metadata, idempotency keys. Kept is what a bill needs, and numbers alone: tokens, prices, the
-ledger, invoices; ids, moments and outcomes; and what operators have named: the tenant, its projects and keys.
+named: files, custom ids, metadata, idempotency keys, webhooks. Kept is what a bill needs, and numbers alone: tokens,
+prices, the ledger, invoices; ids, moments and outcomes; and what operators have named: the tenant, its projects and
+keys.
 
 Each batch is a transaction of its own. An erasure that was interrupted is begun again, and goes on where it was.
 """
@@ -72,6 +73,8 @@ _OF_TENANT: Final = (
     """),
     text("DELETE FROM idempotency_keys WHERE tenant_id = :tenant_id"),
     text("DELETE FROM idempotent_answers WHERE tenant_id = :tenant_id"),
+    text("DELETE FROM webhook_endpoints WHERE tenant_id = :tenant_id"),
+    text("DELETE FROM webhook_events WHERE tenant_id = :tenant_id"),
 )
 #: Batches with content; the first statement that finds one is enough.
 _WITH_CONTENT: Final = text("""
@@ -105,7 +108,7 @@ _COUNTS: Final = text("""
 #: Their old rows hold content until they are vacuumed.
 _VACUUMED: Final = (
     *("requests", "results", "partial_outputs", "batch_errors", "batches", "files", "quotes"),
-    *("idempotency_keys", "idempotent_answers"),
+    *("idempotency_keys", "idempotent_answers", "webhook_endpoints", "webhook_events", "webhook_deliveries"),
 )
 
 

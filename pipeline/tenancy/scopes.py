@@ -19,6 +19,8 @@ class Scope(StrEnum):
     FILES_WRITE = "files:write"  #: Upload and delete files.
     BATCHES_READ = "batches:read"  #: List and look at batches.
     BATCHES_WRITE = "batches:write"  #: Quote, create and cancel batches.
+    WEBHOOKS_READ = "webhooks:read"  #: List webhooks and what was sent to them.
+    WEBHOOKS_WRITE = "webhooks:write"  #: Make, change, try and delete webhooks, and send events again.
     USAGE_READ = "usage:read"  #: Usage and costs: of the key's project, or of the whole tenant.
     INVOICES_READ = "invoices:read"  #: Invoices, of the whole tenant; a key of a project has no use for it.
     KEYS_READ = "keys:read"  #: List keys, without their secrets: of the key's project, or of the whole tenant.

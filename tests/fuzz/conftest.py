@@ -11,6 +11,8 @@ from budget import TOTAL_SECONDS, Budget
 from served_gateways import Served, serve_something
 from sqlalchemy import Engine
 
+from pipeline.settings import PREFIX, get_settings
+
 #: Of a test's report, what a fuzzer has done.
 _PROPERTY = "fuzz"
 
@@ -38,7 +40,11 @@ def quiet_log(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def served(database: Engine, redis_url: str, tmp_path: Path, quiet_log: Path) -> Iterator[Served]:
+def served(
+    database: Engine, redis_url: str, settings_env: pytest.MonkeyPatch, tmp_path: Path, quiet_log: Path
+) -> Iterator[Served]:
+    settings_env.setenv(f"{PREFIX}SIGNING_KEY_FILE", str(tmp_path / "signing_key.pem"))
+    get_settings.cache_clear()
     with serve_something(database, tmp_path / "model") as served:
         yield served
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from running_gateways import serve
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from submitting import ENDPOINT, Bench, request_lines
 
@@ -19,9 +19,11 @@ from pipeline.billing.invoices import create_invoices
 from pipeline.billing.reports import Month
 from pipeline.jobs.preparing import prepare
 from pipeline.jobs.quoting import compute, request_quote
-from pipeline.tables import Batch, File, OnInvalid, ServiceClass
+from pipeline.tables import Batch, BatchStatus, File, OnInvalid, ServiceClass, WebhookDelivery
 from pipeline.tables.session import transaction
-from pipeline.tenancy.keys import create_key
+from pipeline.tenancy.keys import Principal, create_key
+from pipeline.webhooks.endpoints import create_endpoint
+from pipeline.webhooks.events import EventType, add_event
 
 #: Ids that are used again; the last of each kind.
 MOST_KNOWN = 50
@@ -75,11 +77,19 @@ def serve_something(database: Engine, folder: Path) -> Iterator[Served]:
     with transaction() as session:
         now = datetime.now(UTC)
         [invoice] = create_invoices(session, bench.tenant.id, Month.of(now), now)
+        caller = Principal(tenant_id=bench.tenant.id, api_key_id=bench.tenant.api_key_id)
+        # Private, so that nothing is ever sent.
+        endpoint = create_endpoint(session, caller, name="n", url="https://127.0.0.1/", event_types=list(EventType))
+        add_event(session, done, BatchStatus.COMPLETED)
+        of_endpoint = WebhookDelivery.endpoint_id == endpoint.id
+        delivery_id = session.execute(select(WebhookDelivery.id).where(of_endpoint)).scalar_one()
     known = {
         "file_id": files,
         "batch_id": [done, runs, failed],
         "quote_id": [quote.id],
         "invoice_id": [invoice.id],
+        "webhook_endpoint_id": [endpoint.id],
+        "delivery_id": [delivery_id],
         "form": list(FORMS),
         "model": ["tiny"],
     }

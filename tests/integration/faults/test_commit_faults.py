@@ -27,6 +27,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from submitting import request_line, request_lines
 from tokenizer_folders import byte_level
+from webhook_receivers import Receiver, receiver
 
 from pipeline import storage
 from pipeline.billing.invoices import create_invoices
@@ -39,6 +40,7 @@ from pipeline.jobs.claiming import claim_slice
 from pipeline.jobs.retention import old_months
 from pipeline.settings import PREFIX, get_settings
 from pipeline.tables.session import transaction
+from pipeline.webhooks.events import EventType
 from workers.backends.protocol import EngineRequest, Partial, PartialChoice, Progress
 
 T = TypeVar("T")
@@ -48,6 +50,7 @@ FINAL = {"completed", "failed", "expired", "cancelled"}
 
 #: Short times, and so many attempts that no slice fails because faults come one after the other.
 SETTINGS = {"SWEEP_SECONDS": "0.05", "SLICE_REQUESTS": "4", "LEASE_SECONDS": "1", "MAX_ATTEMPTS": "1000"}
+SETTINGS |= {"WEBHOOK_HTTP": "true", "WEBHOOK_PRIVATE_NETWORKS": "127.0.0.0/8,::1/128"}
 
 #: What each batch ends as, and how many of its requests succeed.
 EXPECTED = {
@@ -63,7 +66,8 @@ EXPECTED = {
 
 #: Every function of these that opens a transaction; the audit is what looks at the result.
 SITES = committing_functions(
-    "pipeline/jobs", "pipeline/gateway", "workers", "pipeline/billing/budgets.py", "pipeline/tenancy/queue_limits.py"
+    *("pipeline/jobs", "pipeline/gateway", "pipeline/webhooks", "workers"),
+    *("pipeline/billing/budgets.py", "pipeline/tenancy/queue_limits.py"),
 )
 
 
@@ -96,6 +100,8 @@ class World:
     tenant: Tenant
     redis_url: str
     model_path: Path
+    #: Hears of every batch that ends.
+    hooks: Receiver
     #: By name, as in `EXPECTED`.
     batches: dict[str, str] = field(default_factory=dict)
 
@@ -109,8 +115,9 @@ class World:
             tasks.sweep()
         with contextlib.suppress(tasks.ControlTaskError):
             tasks.prepare("")
-        with contextlib.suppress(tasks.ControlTaskError):
-            tasks.quote("")
+        for look in (lambda: tasks.quote(""), tasks.deliver):
+            with contextlib.suppress(tasks.ControlTaskError):
+                look()
         for batch_id in self.batches.values():
             for task in (tasks.cancel, tasks.finalize):
                 with contextlib.suppress(tasks.ControlTaskError):
@@ -168,6 +175,7 @@ class World:
     def live(self) -> None:
         """Every batch from its upload to its end, past every function that commits."""
         self.look_around()
+        self.manage_webhooks()
         used = self.submit("good", request_lines(8, prompt=[5, 6]))
         self.ask_price(used)
         self.submit("bad", [request_line("a", max_tokens=-1)])
@@ -209,6 +217,30 @@ class World:
         again(lambda: client.batches.list())
         again(lambda: client.get("/organization/budgets", cast_to=object))
         again(lambda: client.get("/organization/invoices", cast_to=object))
+
+    def manage_webhooks(self) -> None:
+        webhooks = self.tenant.client.webhooks
+
+        def make(name: str) -> Any:
+            kinds: list[Any] = list(EventType)
+            headers = {"Idempotency-Key": name}
+            return webhooks.create(name=name, url=self.hooks.url, event_types=kinds, extra_headers=headers)
+
+        made, unused = again(lambda: make("hooks")), again(lambda: make("unused"))
+        again(lambda: webhooks.list())
+        again(lambda: webhooks.retrieve(made.id))
+        again(lambda: webhooks.update(made.id, name="more"))
+        again(lambda: webhooks.rotate_secret(made.id))
+        again(lambda: webhooks.test(made.id, event_type="batch.failed"))
+        with contextlib.suppress(openai.NotFoundError):  # the answer to the first try was lost
+            again(lambda: webhooks.delete(unused.id))
+
+    def hear_again(self) -> None:
+        """What was delivered is sent again."""
+        client = self.tenant.client
+        path = f"/webhook_endpoints/{again(lambda: client.webhooks.list()).data[0].id}/deliveries"
+        sent: Any = again(lambda: client.get(path, cast_to=object))
+        again(lambda: client.post(f"{path}/{sent['data'][0]['id']}/resend", cast_to=object))
 
     def ask_price(self, file_id: str) -> None:
         client, body = self.tenant.client, {"input_file_id": file_id, "endpoint": "/v1/completions"}
@@ -271,6 +303,7 @@ class World:
         again(lambda: self.tenant.client.get("/organization/usage/completions?start_time=0", cast_to=object))
         again(lambda: self.tenant.client.get("/organization/costs?start_time=0", cast_to=object))
         self.read_invoice()
+        self.hear_again()
         again(lambda: old_months(self.database, months=12))
         self.remove(used)
         old = self.upload(request_lines(1))
@@ -281,9 +314,18 @@ class World:
             lambda: not sql(self.database, "SELECT 1 FROM files WHERE id = :id AND deleted_at IS NULL", id=old)
         )
 
+    def is_all_told(self) -> bool:
+        """As if the pauses between attempts had passed."""
+        due = "UPDATE webhook_deliveries SET next_attempt_at = now() WHERE status = 'pending' RETURNING id"
+        return not sql(self.database, due)
+
     def check(self) -> None:
         """What a client was promised, and everything that the audit looks at."""
         self.tick_until(lambda: not sql(self.database, "SELECT 1 FROM outbox"))
+        self.tick_until(self.is_all_told)
+        told = {(event["type"], event["data"]["id"]) for event in (json.loads(one.body) for one in self.hooks.received)}
+        told -= {("batch.failed", "batch_sample")}
+        assert told == {(f"batch.{EXPECTED[name][0]}", batch_id) for name, batch_id in self.batches.items()}
         for name, (status, num_succeeded) in EXPECTED.items():
             batch = self.batch(name)
             assert batch.status == status, name
@@ -308,13 +350,14 @@ def world(
 ) -> Iterator[World]:
     for name, value in SETTINGS.items():
         settings_env.setenv(PREFIX + name, value)
+    settings_env.setenv(PREFIX + "SIGNING_KEY_FILE", str(tmp_path / "signing_key.pem"))
     get_settings.cache_clear()
     settings_env.setattr("pipeline.gateway.quotes._WAIT_SECONDS", 0.0)  # control has no thread of its own here
     model_path = byte_level(tmp_path / "tiny")
     seed_model(database, path=str(model_path))
-    with serve() as address:
+    with serve() as address, receiver() as hooks:
         tenant = new_tenant(address, "acme")
-        yield World(database, tenant, redis_url, model_path)
+        yield World(database, tenant, redis_url, model_path, hooks)
         tenant.client.close()
         tenant.http.close()
 

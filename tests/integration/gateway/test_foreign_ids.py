@@ -6,20 +6,37 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from running_gateways import Tenant, error_of
 from seeds import sql
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from pipeline.gateway import create_app
 from pipeline.ids import new_id
 from pipeline.jobs.quoting import request_quote
-from pipeline.tables import Batch, File, Invoice, InvoiceStatus, OnInvalid, ServiceClass
+from pipeline.settings import PREFIX, get_settings
+from pipeline.tables import (
+    ApiKey,
+    Batch,
+    BatchStatus,
+    File,
+    Invoice,
+    InvoiceStatus,
+    OnInvalid,
+    ServiceClass,
+    WebhookDelivery,
+)
 from pipeline.tables.session import transaction
+from pipeline.tenancy.keys import Principal
+from pipeline.webhooks.endpoints import create_endpoint
+from pipeline.webhooks.events import EventType, add_event
 
 COMPLETIONS = "/v1/completions"
+#: Refused before anything is sent.
+CLOSED = "https://127.0.0.1/"
 
 
 @dataclass
@@ -53,12 +70,20 @@ class Things:
                 supplier={"name": "b"},
             )
             session.add(invoice)
+            key = session.get_one(ApiKey, session.get_one(Batch, batch.id).api_key_id)
+            caller = Principal(tenant_id=self.owner.id, api_key_id=key.id, project_id=key.project_id)
+            endpoint = create_endpoint(session, caller, name="n", url=CLOSED, event_types=list(EventType))
+            add_event(session, batch.id, BatchStatus.FAILED)
+            of_endpoint = WebhookDelivery.endpoint_id == endpoint.id
+            delivery_id = session.execute(select(WebhookDelivery.id).where(of_endpoint)).scalar_one()
         self.ids = {
             "file_id": file_id,
             "input_file_id": file_id,
             "batch_id": batch.id,
             "quote_id": quote.id,
             "invoice_id": invoice.id,
+            "webhook_endpoint_id": endpoint.id,
+            "delivery_id": delivery_id,
         }
         return self
 
@@ -71,6 +96,10 @@ WHOLE: Final = "/v1/organization/invoices"
 BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "/v1/batches": {"input_file_id": "file-none", "endpoint": COMPLETIONS, "completion_window": "24h"},
     "/v1/batches/quote": {"endpoint": COMPLETIONS},
+}
+#: What routes with an id in their path ask for in a body.
+OWN_BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/test": {"event_type": "batch.failed"},
 }
 MISSING: Final = "none"
 #: What reports of a time ask for; others let it pass.
@@ -86,7 +115,7 @@ def operations() -> list[tuple[str, str, Mapping[str, Any]]]:
 def of_one_object() -> list[tuple[str, str]]:
     """Routes with an id in their path; those that change something last."""
     found = [(method, path) for method, path, _ in operations() if set(re.findall(r"{(\w+)}", path)) - set(PUBLIC)]
-    return sorted(found, key=lambda route: route[0] != "GET")
+    return sorted(found, key=lambda route: ("GET", "POST", "DELETE").index(route[0]))
 
 
 def ids_in_bodies() -> list[tuple[str, str]]:
@@ -115,6 +144,12 @@ def shown(error: Mapping[str, str | None], given: str) -> Mapping[str, str | Non
     return {**error, "message": str(error["message"]).replace(given, MISSING)}
 
 
+@pytest.fixture(autouse=True)
+def signing_key(settings_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings_env.setenv(f"{PREFIX}SIGNING_KEY_FILE", str(tmp_path / "signing_key.pem"))
+    get_settings.cache_clear()
+
+
 @pytest.fixture
 def owner(join: Callable[..., Tenant]) -> Things:
     return Things(join("acme", project="search")).make()
@@ -139,8 +174,10 @@ def test_what_is_anothers_is_answered_as_what_is_not_there(
         assert not uncovered, f"{method} {path}: make one in Things, so that a stranger tries its id"
         for number, stranger in enumerate(strangers):
             with subtests.test(method=method, path=path, stranger=number):
-                theirs = stranger.http.request(method, path.format(**PUBLIC, **owner.ids))
-                nothing = stranger.http.request(method, path.format(**PUBLIC, **dict.fromkeys(names, MISSING)))
+                body = OWN_BODIES.get(path)
+                theirs = stranger.http.request(method, path.format(**PUBLIC, **owner.ids), json=body)
+                absent = path.format(**PUBLIC, **dict.fromkeys(names, MISSING))
+                nothing = stranger.http.request(method, absent, json=body)
                 if path.startswith(WHOLE) and stranger is not strangers[0]:
                     assert theirs.status_code == nothing.status_code == 403
                     continue
@@ -152,6 +189,7 @@ def test_what_is_anothers_is_answered_as_what_is_not_there(
     assert sql(database, "SELECT count(*) FROM files WHERE deleted_at IS NOT NULL") == [(0,)]
     assert sql(database, "SELECT count(*) FROM batches WHERE cancelling_at IS NOT NULL") == [(0,)]
     assert sql(database, "SELECT count(*) FROM batches WHERE paused_at IS NOT NULL") == [(0,)]
+    assert sql(database, "SELECT count(*) FROM webhook_endpoints WHERE updated_at <> created_at") == [(0,)]
 
 
 def test_an_owner_reaches_what_strangers_do_not(
@@ -164,7 +202,7 @@ def test_an_owner_reaches_what_strangers_do_not(
             with subtests.test(method=method, path=path):
                 if method != "DELETE" or caller is owner.owner:
                     allowed = (403,) if path.startswith(WHOLE) and caller is owner.owner else (200, 409)
-                    answer = caller.http.request(method, path.format(**PUBLIC, **owner.ids))
+                    answer = caller.http.request(method, path.format(**PUBLIC, **owner.ids), json=OWN_BODIES.get(path))
                     assert answer.status_code in allowed
 
 
