@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from pathlib import Path
 from typing import Final
-
-import structlog
 
 from pipeline.settings import Settings
 from pipeline.stack.data_dir import write_private
 
-log = structlog.get_logger(__name__)
+# Not structlog: the supervisor does not set it up, and its standard output is for the report alone.
+log = logging.getLogger(__name__)
 
 FOLDER: Final = "metrics"
 
@@ -24,7 +24,7 @@ FOLDER: Final = "metrics"
 def announce(settings: Settings, name: str, process: str, host: str, port: int) -> None:
     """Say that the process of this name and kind listens there; without a data folder, the log alone says so."""
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    log.info("metrics are shown", url=f"http://{address}/metrics")
+    log.info("metrics are shown at http://%s/metrics", address)
     if settings.data_dir is None:
         return
     folder = settings.data_dir / FOLDER
@@ -32,7 +32,7 @@ def announce(settings: Settings, name: str, process: str, host: str, port: int) 
         folder.mkdir(mode=0o700, exist_ok=True)
         write_private(folder / f"{name}.json", [{"targets": [address], "labels": {"process": process}}])
     except OSError as error:  # a full disk, say; what the process does is worth more
-        log.warning("where metrics are shown could not be written down", reason=error.strerror)
+        log.warning("where metrics are shown could not be written down: %s", error.strerror)
 
 
 def read_targets(data_dir: Path) -> dict[str, str]:
