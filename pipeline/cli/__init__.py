@@ -31,6 +31,7 @@ from pipeline.cli import (
     stack,
     upkeep,
     verifying,
+    webhooks,
 )
 from pipeline.errors import UserError
 from pipeline.settings import get_settings
@@ -68,6 +69,7 @@ for _commands in (
     groups,
     client,
     batches,
+    webhooks,
     quoting,
     sharing,
     admin,
