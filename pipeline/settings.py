@@ -204,6 +204,15 @@ class Settings(BaseSettings):
     log_format: str = Field(
         "console", pattern="^(console|json)$", description="`console` for people, `json` for machines."
     )
+    otlp_endpoint: str = Field(
+        "",
+        pattern="^(https?://.+)?$",
+        description="Collector of traces, which takes OTLP over HTTP: `http://127.0.0.1:4318`. Empty: no traces. "
+        "Headers that it wants go into `OTEL_EXPORTER_OTLP_HEADERS`. Needs `ryzanstein[traces]`.",
+    )
+    trace_share: float = Field(
+        1.0, ge=0, le=1, description="Part of the traces that is kept, of those that clients did not decide on."
+    )
     flower_host: str = Field("127.0.0.1", description="Address that Flower listens on.")
     flower_port: int = Field(5555, ge=0, le=65535, description="Port that Flower listens on.")
     flower_url: str = Field(

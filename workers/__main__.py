@@ -20,6 +20,7 @@ from pipeline.stack.options import Device, Dtype, Quantize
 from pipeline.stack.options import Engine as EngineKind
 from pipeline.tables.session import get_engine
 from pipeline.telemetry.logs import configure_logging
+from pipeline.telemetry.tracing import configure_tracing
 from pipeline.telemetry.metrics.targets import announce
 from pipeline.telemetry.tracing import configure_tracing
 from pipeline.tokenization import Tokenizer
@@ -48,6 +49,7 @@ def main(
     try:
         settings = get_settings()
         configure_logging(name)
+        configure_tracing(name, settings)
         folder = resolve_model(model)
         health = HealthServer(settings.worker_health_host, settings.worker_health_port)
         identity = GroupIdentity(

@@ -18,6 +18,7 @@ from pipeline.tables.fleet import GroupState
 from pipeline.tables.slices import AttemptEnd
 from pipeline.telemetry.logs import summarize_error
 from pipeline.telemetry.metrics.registry import make_registry
+from workers.attempt_trace import AttemptTrace, Ticket
 from workers.backends.protocol import Engine, EngineStartError, EngineState
 from workers.counters import GroupCounters
 from workers.drain import Drain
@@ -173,7 +174,7 @@ class Group:
         """How many tickets to have in hand, those of the slices that are held among them; the others may wait."""
         return self._held_slices.num_wanted
 
-    def run_ticket(self) -> dict[str, Any]:
+    def run_ticket(self, ticket: Ticket | None = None) -> dict[str, Any]:
         """Claim a slice and stay until it ends; returns what became of it.
 
         While the engine is away a ticket waits for it: dropped, it would be missing to another group.
@@ -181,7 +182,7 @@ class Group:
         while not self._reserve():
             if self._is_draining.is_set() or self._held_slices.is_paused:
                 return {"slice": None, "end": "draining"}
-        held = self._claim()
+        held = self._claim(ticket)
         self.on_claimed()
         if held is None:
             return {"slice": None, "end": "nothing to claim"}
@@ -201,9 +202,9 @@ class Group:
             while self._held_slices.reserve(timeout=0) and self._claim() is not None:
                 pass
 
-    def _claim(self) -> HeldSlice | None:
+    def _claim(self, ticket: Ticket | None = None) -> HeldSlice | None:
         """Claim a slice for a reservation, which is used up or released."""
-        claimed, requests = None, []
+        claimed, requests, claim_ns = None, [], time.time_ns()
         try:
             if self._engine.health().state is EngineState.READY:
                 with self._database.begin() as conn:
@@ -230,7 +231,8 @@ class Group:
         self._last_slice = claimed
         if (lost := self._held_slices.find(claimed.id)) is not None:  # its lease ran out, and nobody here knows yet
             self._engine.abort(self._held_slices.end(lost, AttemptEnd.LOST))
-        held = self._held_slices.hold(claimed, requests)
+        trace = AttemptTrace.begin(claimed, len(requests), ticket=ticket, claim_ns=claim_ns)
+        held = self._held_slices.hold(claimed, requests, trace)
         if held is None:
             self._counters.attempt_ended(AttemptEnd.RETURNED)
             self._return(claimed, ())

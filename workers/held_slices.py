@@ -20,6 +20,7 @@ from typing import Final
 from pipeline.jobs.claiming import ClaimedSlice, PlannedRequest
 from pipeline.tables.requests import OutcomeKind
 from pipeline.tables.slices import AttemptEnd
+from workers.attempt_trace import AttemptTrace
 from workers.waste import WasteTally
 
 #: Engine crashes from which on a request is suspected to be their cause, and runs alone.
@@ -48,6 +49,8 @@ class HeldSlice:
     num_completion_tokens: int = 0
     #: Told to SQL with the next outcome, or when the slice is returned.
     waste: WasteTally = field(default_factory=WasteTally)
+    #: None where traces are off.
+    trace: AttemptTrace | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -127,16 +130,21 @@ class HeldSlices:
             self._num_reserved -= 1
             self._changed.notify_all()
 
-    def hold(self, claimed: ClaimedSlice, requests: Sequence[PlannedRequest]) -> HeldSlice | None:
+    def hold(
+        self, claimed: ClaimedSlice, requests: Sequence[PlannedRequest], trace: AttemptTrace | None = None
+    ) -> HeldSlice | None:
         """Take a claimed slice in, for a reservation. None where the group takes no more: the caller gives it back."""
         held = HeldSlice(
             claimed,
             deque(request for request in requests if request.num_crash_exposures < SUSPECT_EXPOSURES),
             deque(request for request in requests if request.num_crash_exposures >= SUSPECT_EXPOSURES),
+            trace=trace,
         )
         with self._changed:
             self._num_reserved -= 1
             if self._is_closed or self._is_paused:
+                if trace is not None:
+                    trace.end(AttemptEnd.RETURNED, 0, 0)
                 return None
             self._slices[claimed.id] = held
             self._add_work(requests)
@@ -170,6 +178,8 @@ class HeldSlices:
             self._drop_waiting(held)
             held.end = end
             self._on_end(end)
+            if held.trace is not None:
+                held.trace.end(end, held.num_succeeded, held.num_unsuccessful)
             held.ended.set()
             self._changed.notify_all()
             return self._ids_of(held)
@@ -230,6 +240,8 @@ class HeldSlices:
                 return None
             self._num_sequences -= request.num_sequences
             self._drop_work([request.request])
+            if request.held.trace is not None:
+                request.held.trace.left()
             if request.is_alone:
                 self._runs_alone = False
             self._changed.notify_all()
@@ -340,6 +352,8 @@ class HeldSlices:
         # The epoch tells this attempt's answer from that of one before, which may still be on its way.
         entered = InFlight(f"{request.id}.{held.claimed.lease_epoch}", held, request, is_alone)
         self._in_flight[entered.id] = entered
+        if held.trace is not None:
+            held.trace.entered()
         self._num_sequences += entered.num_sequences
         self._runs_alone = is_alone
         return entered

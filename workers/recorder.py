@@ -25,6 +25,7 @@ from pipeline.tables.requests import OutcomeKind
 from pipeline.tables.slices import AttemptEnd
 from pipeline.telemetry.logs import summarize_error
 from workers.answers import outcome_of, without_answer
+from workers.attempt_trace import recording_span
 from workers.backends.protocol import Engine, Outcome, OutcomeStatus
 from workers.counters import GroupCounters
 from workers.held_slices import HeldSlice, HeldSlices, InFlight
@@ -296,9 +297,10 @@ class Recorder:
 
     def _write(self, group: list[_Unrecorded]) -> Recorded:
         try:
-            return self._in_transaction(
-                lambda conn: record_outcomes(conn, [unrecorded.outcome for unrecorded in group])
-            )
+            with recording_span([unrecorded.held.trace for unrecorded in group], len(group)):
+                return self._in_transaction(
+                    lambda conn: record_outcomes(conn, [unrecorded.outcome for unrecorded in group])
+                )
         except TRANSIENT:
             for unrecorded in group:
                 unrecorded.is_in_doubt = True
@@ -354,3 +356,5 @@ def _count(unrecorded: _Unrecorded) -> None:
     else:
         held.num_succeeded += 1
         held.num_completion_tokens += outcome.usage.num_completion_tokens
+        if held.trace is not None:
+            held.trace.add(outcome.usage)

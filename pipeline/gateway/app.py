@@ -29,8 +29,10 @@ from pipeline.gateway.middleware import (
     LimitsMiddleware,
     RequestMiddleware,
 )
+from pipeline.gateway.tracing import TracingMiddleware
 from pipeline.schemas.errors import ErrorResponse
 from pipeline.settings import get_settings
+from pipeline.telemetry import tracing
 from pipeline.tenancy.rate_limits import RateLimits
 
 _DESCRIPTION = "Batch generation on GPUs you own. Objects, limits and errors are those of the OpenAI Batch API."
@@ -73,6 +75,8 @@ def create_app(
     app.add_middleware(LimitsMiddleware)
     app.add_middleware(DeadlineMiddleware, seconds=answer_seconds, upload_seconds=upload_answer_seconds)
     app.add_middleware(RequestMiddleware)
+    if tracing.is_on():
+        app.add_middleware(TracingMiddleware)
     app.state.metrics = GatewayMetrics()
     app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)
     return app

@@ -8,6 +8,7 @@ from pipeline.checks.starting import check_at_start
 from pipeline.gateway.app import create_app
 from pipeline.settings import PREFIX, get_settings
 from pipeline.telemetry.logs import configure_logging
+from pipeline.telemetry.tracing import configure_tracing
 from pipeline.telemetry.metrics.server import MetricsServer
 from pipeline.telemetry.metrics.targets import announce
 
@@ -18,6 +19,7 @@ _GRACEFUL_SECONDS = 20
 def run_gateway(host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT, then finish what has begun. One process: start more of them for more cores."""
     configure_logging("gateway")
+    configure_tracing("gateway", get_settings())
     check_at_start()
     settings, app = get_settings(), create_app()
     server = MetricsServer(

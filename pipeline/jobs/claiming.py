@@ -39,6 +39,8 @@ class ClaimedSlice:
     endpoint: str
     #: Whether the tokens of its answers are kept, for receipts.
     has_receipts: bool = False
+    #: W3C `traceparent` of the call that made the batch; None where traces are off.
+    trace_context: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ _CLAIM: Final = text(f"""
         INSERT INTO attempts (slice_id, lease_epoch, batch_id, group_id)
         SELECT id, lease_epoch, batch_id, :group_id FROM claimed
     ), {TAKE_TURN}
-    SELECT claimed.*, b.has_receipts FROM claimed JOIN batches b ON b.id = claimed.batch_id
+    SELECT claimed.*, b.has_receipts, b.trace_context FROM claimed JOIN batches b ON b.id = claimed.batch_id
 """)  # noqa: S608 - constants
 
 _REQUESTS: Final = text("""
@@ -163,6 +165,7 @@ def claim_slice(
             model=model,
             endpoint=row.endpoint,
             has_receipts=row.has_receipts,
+            trace_context=row.trace_context,
         )
         if hold_or_pause(conn, claimed):
             return claimed

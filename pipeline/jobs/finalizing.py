@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from pipeline.jobs import outbox
 from pipeline.jobs.lines import view_num_bytes
 from pipeline.tables import Batch, BatchStatus, File, FileView, OutcomeKind, Request
 from pipeline.tables.session import transaction
+from pipeline.telemetry import genai_names as names
+from pipeline.telemetry import tracing
 from pipeline.webhooks.events import add_event
 
 log = structlog.get_logger(__name__)
@@ -34,10 +37,12 @@ def finalize(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
     Safe at any time and from any number of callers: the row is locked, and who finds it closed leaves it so.
     Returns the final status if this call closed it.
     """
+    began_ns = time.time_ns()
     with transaction(engine) as session:
         batch = session.scalars(select(Batch).where(Batch.id == batch_id).with_for_update(key_share=True)).one_or_none()
         if batch is None or batch.status not in _OPEN or batch.num_unfinished > 0:
             return None
+        tenant_id, trace_context = batch.tenant_id, batch.trace_context
         status = _final_status(session, batch)
         if status is not BatchStatus.CANCELLED:  # a cancelled batch goes from cancelling to cancelled, as OpenAI's
             batch.finalizing_at = func.now()
@@ -50,6 +55,8 @@ def finalize(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
         num_webhooks = add_event(session, batch_id, status)
     if num_webhooks:
         outbox.publish_soon(engine)
+    about = {names.TENANT: tenant_id, names.BATCH: batch_id, names.BATCH_STATUS: status.value}
+    tracing.start_span("batch.finalize", about, parent=trace_context, start_ns=began_ns).end()
     log.info("batch closed", batch=batch_id, status=status.value, credits=len(credits_given))
     return status
 

@@ -19,9 +19,13 @@ from pipeline.celery import BROKER_ERRORS, GENERATE, PROMPT_OPTIONS, app, descri
 from pipeline.settings import get_settings
 from pipeline.tables import OutboxMessage
 from pipeline.tables.session import get_engine
+from pipeline.telemetry import tracing
 from pipeline.telemetry.logs import summarize_error
 
 log = structlog.get_logger(__name__)
+
+#: Header of a message that says which span wrote it.
+TRACE_HEADER: Final = "traceparent"
 
 #: Messages published in one transaction, which keeps them locked while Redis is asked.
 _PAGE: Final = 100
@@ -34,7 +38,7 @@ _ANY_MESSAGE: Final = select(exists(select(OutboxMessage.id)))
 def add(conn: Session | Connection, *, queue: str, task: str, args: Sequence[Any], copies: int = 1) -> None:
     """Write a message, `copies` times, in the caller's transaction. Call `publish_soon` after its commit."""
     if copies > 0:
-        row = {"queue": queue, "task": task, "args": list(args)}
+        row = {"queue": queue, "task": task, "args": list(args), "trace_context": tracing.current_context()}
         conn.execute(insert(OutboxMessage), [row] * copies)
 
 
@@ -69,6 +73,7 @@ class _Publisher:
                         retry=False,
                         ignore_result=True,
                         add_to_parent=False,
+                        headers={TRACE_HEADER: message.trace_context} if message.trace_context else None,
                     )
                     sent.append(message.id)
             except BROKER_ERRORS as error:

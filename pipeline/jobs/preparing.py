@@ -27,6 +27,8 @@ from pipeline.settings import Settings, get_settings
 from pipeline.storage import BlobNotFoundError, StorageError, open_blob
 from pipeline.tables import Batch, BatchError, BatchStatus, File, FileView, ServedModel
 from pipeline.tables.session import connection, get_engine
+from pipeline.telemetry import genai_names as names
+from pipeline.telemetry import tracing
 from pipeline.telemetry.logs import summarize_error
 from pipeline.tenancy.queue_limits import QueueLimitError, reserve_tokens
 from pipeline.webhooks.events import add_event
@@ -99,7 +101,10 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
             # Line by line it may well take longer than a statement of anyone else should.
             conn.execute(text("SET LOCAL statement_timeout = '15min'"))
             conn.execute(text("SET LOCAL idle_in_transaction_session_timeout = '15min'"))
-            status = _prepare(conn, batch, storage_key, settings)
+            about = {names.TENANT: batch.tenant_id, names.BATCH: batch_id}
+            with tracing.span("batch.prepare", about, parent=batch.trace_context) as span:
+                status = _prepare(conn, batch, storage_key, settings)
+                span.set({names.BATCH_STATUS: status.value})
     except _OvertakenError:
         return None
     except Exception as error:  # a batch must not stay validating for ever, whatever goes wrong with it
@@ -127,10 +132,12 @@ def try_lock(conn: Connection, batch_id: str) -> bool:
 def _prepare(conn: Connection, batch: Batch, storage_key: str | None, settings: Settings) -> BatchStatus:
     if storage_key is None:
         raise BlobNotFoundError("The input file has no content: it is the output of another batch.")
-    with open_blob(storage_key) as blob:
+    with open_blob(storage_key) as blob, tracing.span("batch.intake") as span:
         report = intake(conn, batch, blob, settings)
+        span.set({names.NUM_REQUESTS: report.num_requests, names.REQUEST_MODEL: report.model})
     if report.is_accepted and report.model is not None and _reserve(conn, batch, report.model):
-        plan(conn, batch, report.model, settings)
+        with tracing.span("batch.plan"):
+            plan(conn, batch, report.model, settings)
         _limit(conn, batch, report.model)
         _begin(conn, batch, report)
         return BatchStatus.IN_PROGRESS

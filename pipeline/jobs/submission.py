@@ -14,6 +14,7 @@ from pipeline.ids import new_id
 from pipeline.jobs import outbox
 from pipeline.schemas.windows import window_seconds
 from pipeline.tables import Batch, BatchStatus, File, OnInvalid, Quote, ServiceClass
+from pipeline.telemetry import tracing
 from pipeline.tenancy.tenants import default_project_id
 
 
@@ -59,6 +60,7 @@ def submit_batch(
         rate_card_id=quote.rate_card_id if quote else None,
         max_cost=max_cost,
         status=BatchStatus.VALIDATING,
+        trace_context=tracing.current_context(),
         expires_at=func.now() + timedelta(seconds=window_seconds(completion_window)),
     )
     session.add(batch)

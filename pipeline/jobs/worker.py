@@ -9,7 +9,9 @@ from typing import Final
 from pipeline.celery import CONTROL_QUEUE, app
 from pipeline.checks.starting import check_at_start
 from pipeline.jobs.beat import Beat
+from pipeline.settings import get_settings
 from pipeline.telemetry.logs import configure_logging
+from pipeline.telemetry.tracing import configure_tracing
 from pipeline.worker_pool import TaskPool
 
 #: More than the batches prepared at once, so that sweeps and the closing of batches never wait behind those.
@@ -19,6 +21,7 @@ _NUM_THREADS: Final = 6
 def run_control_worker() -> None:
     """Work until SIGTERM, finish the tasks at hand, and leave the process. The node's name is `control@HOST`."""
     configure_logging("control")
+    configure_tracing("control", get_settings())
     check_at_start()
     app.steps["worker"].add(Beat)
     worker = app.Worker(

@@ -134,6 +134,9 @@ class Batch(Base):
     num_cached_tokens: Mapped[int] = mapped_column(server_default="0")
     num_completion_tokens: Mapped[int] = mapped_column(server_default="0")
 
+    #: W3C `traceparent` of the call that made it; None where traces are off.
+    trace_context: Mapped[str | None]
+
     @property
     def num_unfinished(self) -> int:
         """Accepted requests without an outcome."""

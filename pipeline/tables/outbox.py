@@ -20,4 +20,6 @@ class OutboxMessage(Base):
     #: Name of the Celery task.
     task: Mapped[str]
     args: Mapped[list[Any]] = mapped_column(JSONB)
+    #: W3C `traceparent` of whoever wrote it; None where traces are off.
+    trace_context: Mapped[str | None]
     created_at: Mapped[Created]
