@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from pipeline.billing.cards_in_effect import find_rates, priced_models
 from pipeline.billing.rating import NotPricedError, TokenUsage, expected_cost, worst_cost
 from pipeline.celery import CONTROL_QUEUE, QUOTE
+from pipeline.errors import PipelineError
 from pipeline.ids import new_id
 from pipeline.jobs import outbox
 from pipeline.jobs.estimating import estimated_finish
@@ -51,6 +52,10 @@ _WHOLE_PROMPTS: Final = 2**20
 
 #: One at a time in one process: sweeps and the preparing of batches must find a free thread.
 _slot = threading.Semaphore(1)
+
+
+class _DeadlyQuoteError(PipelineError):
+    """The processes that computed the quote ended before they were done."""
 
 
 def request_quote(
@@ -108,13 +113,15 @@ def compute(quote_id: str, engine: Engine | None = None) -> bool:
     num_computations = 0
     try:
         with engine.connect() as conn, conn.begin():
-            if not conn.scalar(select(func.pg_try_advisory_xact_lock(_LOCK_CLASS, func.hashtext(quote_id)))):
+            if not try_lock(conn, quote_id):
                 return False
             with Session(conn, expire_on_commit=False) as session:
                 quote = session.get_one(Quote, quote_id)
             if quote.status is not QuoteStatus.COMPUTING:
                 return False
             num_computations = _count(engine, quote_id)
+            if num_computations > MAX_COMPUTATIONS:
+                raise _DeadlyQuoteError
             conn.execute(text(f"SET LOCAL statement_timeout = '{int(_LONGEST.total_seconds())}s'"))
             conn.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{int(_LONGEST.total_seconds())}s'"))
             _settle(conn, quote_id, **_compute(conn, quote, get_settings()))
@@ -127,6 +134,11 @@ def compute(quote_id: str, engine: Engine | None = None) -> bool:
         with connection(engine) as conn:
             _settle(conn, quote_id, **_failed([InvalidLine(0, None, "internal_error", None, message)]))
     return True
+
+
+def try_lock(conn: Connection, quote_id: str) -> bool:
+    """Keep others from computing this quote until the end of the transaction; False if another is at it."""
+    return bool(conn.scalar(select(func.pg_try_advisory_xact_lock(_LOCK_CLASS, func.hashtext(quote_id)))))
 
 
 def remove_old_quotes(engine: Engine) -> int:

@@ -17,13 +17,12 @@ from pipeline import storage
 from pipeline.billing import holds
 from pipeline.billing.budgets import alert_budgets
 from pipeline.celery import BROKER_ERRORS, CONTROL_QUEUE, PREPARE, QUOTE, generate_queue, queue_lengths
-from pipeline.jobs import outbox
+from pipeline.jobs import outbox, quoting
 from pipeline.jobs.ending import end_slices, end_waiting_requests
 from pipeline.jobs.finalizing import finalize
 from pipeline.jobs.idempotency import forget_old_keys
 from pipeline.jobs.pausing import resume_paused
 from pipeline.jobs.preparing import try_lock
-from pipeline.jobs.quoting import remove_old_quotes
 from pipeline.settings import get_settings
 from pipeline.tables import Batch, BatchStatus, File, Group, GroupState, OutboxMessage, OutcomeKind, Quote, QuoteStatus
 from pipeline.tables.session import connection, get_engine
@@ -166,7 +165,7 @@ def compute_forgotten(engine: Engine) -> int:
     with connection(engine) as conn:
         oldest = select(Quote.id).where(is_forgotten, ~is_on_its_way).order_by(Quote.created_at).limit(1)
         quote_id = conn.scalar(oldest)
-        if quote_id is None:
+        if quote_id is None or not quoting.try_lock(conn, quote_id):  # it is being computed, and takes its time
             return 0
         outbox.add(conn, queue=CONTROL_QUEUE, task=QUOTE, args=[quote_id])
     return 1
@@ -255,7 +254,7 @@ _PARTS: Final[dict[str, Callable[[Engine], int]]] = {
     "expired_files": remove_expired_files,
     "silent_groups": stop_silent_groups,
     "old_idempotency_keys": forget_old_keys,
-    "old_quotes": remove_old_quotes,
+    "old_quotes": quoting.remove_old_quotes,
     "due_webhooks": send_due,
     "old_webhook_events": forget_old,
 }

@@ -173,6 +173,26 @@ def test_a_quote_that_keeps_failing_says_so(bench: Bench, monkeypatch: pytest.Mo
     assert "disk" not in found.errors[0]["message"]
 
 
+def test_a_quote_that_ends_every_process_is_given_up(bench: Bench) -> None:
+    quote_id = ask(bench, request_lines(1))
+    bench.execute("UPDATE quotes SET num_computations = :num", num=MAX_COMPUTATIONS)  # of which nobody saw the end
+
+    assert compute(quote_id, bench.engine)
+
+    found = quote(bench, quote_id)
+    assert (found.status, found.errors and found.errors[0]["code"]) == (QuoteStatus.FAILED, "internal_error")
+
+
+def test_a_quote_that_is_being_computed_needs_no_other_message(bench: Bench) -> None:
+    quote_id = ask(bench, request_lines(1))
+    bench.execute("DELETE FROM outbox")
+    bench.execute("UPDATE quotes SET created_at = now() - interval '1 minute'")
+    with bench.engine.begin() as conn:
+        assert quoting.try_lock(conn, quote_id)
+        assert sweeping.compute_forgotten(bench.engine) == 0
+    assert sweeping.compute_forgotten(bench.engine) == 1
+
+
 def test_an_input_file_that_was_deleted_has_no_price(bench: Bench) -> None:
     quote_id = ask(bench, request_lines(1))
     storage.delete_blob(quote(bench, quote_id).input_file_id)
