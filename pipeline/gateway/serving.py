@@ -8,9 +8,9 @@ from pipeline.checks.starting import check_at_start
 from pipeline.gateway.app import create_app
 from pipeline.settings import PREFIX, get_settings
 from pipeline.telemetry.logs import configure_logging
-from pipeline.telemetry.tracing import configure_tracing
 from pipeline.telemetry.metrics.server import MetricsServer
 from pipeline.telemetry.metrics.targets import announce
+from pipeline.telemetry.tracing import configure_tracing
 
 #: Answers that are being sent when the process is asked to end are given this long; downloads are what takes longer.
 _GRACEFUL_SECONDS = 20
