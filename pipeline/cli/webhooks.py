@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
     webhooks = typer.Typer(help="Webhooks, which tell that a batch has ended.", no_args_is_help=True)
     webhooks.command()(create)
     webhooks.command("list")(list_endpoints)
-    for command in (test, disable, enable, deliveries, resend):
+    webhooks.command("test")(send_sample)
+    for command in (disable, enable, deliveries, resend):
         webhooks.command()(command)
     app.add_typer(webhooks, name="webhooks")
 
@@ -65,7 +66,7 @@ def list_endpoints(
     )
 
 
-def test(
+def send_sample(
     endpoint: str = _ENDPOINT,
     event: str = typer.Option(_EVENTS[0], help="Type of the sample."),
     data_dir: Path | None = DATA_DIR,
