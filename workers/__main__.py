@@ -20,7 +20,6 @@ from pipeline.stack.options import Device, Dtype, Quantize
 from pipeline.stack.options import Engine as EngineKind
 from pipeline.tables.session import get_engine
 from pipeline.telemetry.logs import configure_logging
-from pipeline.telemetry.tracing import configure_tracing
 from pipeline.telemetry.metrics.targets import announce
 from pipeline.telemetry.tracing import configure_tracing
 from pipeline.tokenization import Tokenizer
@@ -80,8 +79,8 @@ def main(
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 — for a person at a terminal
         raise SystemExit(1) from None
     health.start(group.readiness, group.metrics)
-    _work(group, identity, settings)
     announce(settings, name, "group", settings.worker_health_host, health.port)
+    _work(group, identity, settings)
 
 
 def _served_name(model: str, folder: Path) -> str:
