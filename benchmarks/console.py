@@ -4,7 +4,8 @@
 
 Generates them in SQL with answers, usage events and prices, on a PostgreSQL of its own; starts a gateway, signs in with
 the key of an operator and asks for every page, fragment and file, one after the other, over HTTP. A time is from the
-question to the last byte. Needs 6 GB of disk, and takes two minutes. Writes `benchmarks/results/console.json`, and fails where the median of a page is over the target.
+question to the last byte. Needs 6 GB of disk, and takes two minutes. Writes `benchmarks/results/console.json`, and
+fails where the median of a page is over the target.
 """
 
 from __future__ import annotations
