@@ -99,7 +99,7 @@ class EmbeddedPostgres:
     def start(self, timeout: float = 60.0) -> subprocess.Popen[bytes]:
         """Launch the server, wait until it answers, and make its database."""
         process = self.launch()
-        wait_until(self.is_ready, what=f"PostgreSQL (log: {self.log_path})", timeout=timeout, process=process)
+        wait_until(self.is_ready, what="PostgreSQL", timeout=timeout, process=process, log_path=self.log_path)
         self.create_database(DATABASE_NAME)
         return process
 
@@ -232,7 +232,7 @@ class EmbeddedRedis:
     def start(self, timeout: float = 30.0) -> subprocess.Popen[bytes]:
         """Launch the server and wait until it answers."""
         process = self.launch()
-        wait_until(self.is_ready, what=f"Redis (log: {self.log_path})", timeout=timeout, process=process)
+        wait_until(self.is_ready, what="Redis", timeout=timeout, process=process, log_path=self.log_path)
         return process
 
     def launch(self) -> subprocess.Popen[bytes]:

@@ -131,13 +131,34 @@ def stop(process: subprocess.Popen[bytes], *, sig: signal.Signals = signal.SIGTE
 
 
 def wait_until(
-    ready: Callable[[], bool], *, what: str, timeout: float, process: subprocess.Popen[bytes] | None
+    ready: Callable[[], bool],
+    *,
+    what: str,
+    timeout: float,
+    process: subprocess.Popen[bytes] | None,
+    log_path: Path | None = None,
 ) -> None:
-    """Wait for `ready()`. Raises NotReadyError after `timeout` seconds, or as soon as `process` has ended."""
+    """Wait for `ready()`. Raises NotReadyError after `timeout` seconds, or as soon as `process` has ended.
+
+    The message has the end of its log, if there is one.
+    """
     deadline = time.monotonic() + timeout
     while not ready():
         if process is not None and process.poll() is not None:
-            raise NotReadyError(f"{what} ended with exit code {process.returncode} before it was ready.")
+            reason = f"{what} ended with exit code {process.returncode} before it was ready."
+            raise NotReadyError(reason + _end_of(log_path))
         if time.monotonic() > deadline:
-            raise NotReadyError(f"{what} was not ready after {timeout:g} s.")
+            raise NotReadyError(f"{what} was not ready after {timeout:g} s." + _end_of(log_path))
         time.sleep(0.02)
+
+
+def _end_of(log_path: Path | None) -> str:
+    if log_path is None:
+        return ""
+    try:
+        with log_path.open("rb") as file:
+            file.seek(max(0, log_path.stat().st_size - 2_000))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError as error:
+        return f" Its log {log_path} can't be read: {error.strerror}."
+    return "\n".join([f" Its log {log_path} ends with:", *lines[-5:]])

@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.processes import NotReadyError, spawn, wait_until
 
 #: Python drops what is raised in a hook around a fork; the interrupt comes in the middle of one.
 INTERRUPTED_SPAWN = """
@@ -36,3 +41,10 @@ def test_an_interrupt_while_a_process_is_started_is_not_lost_and_leaves_no_proce
 
 def test_a_started_process_holds_no_signal() -> None:
     assert run(MASK_OF_A_CHILD).returncode == 0
+
+
+def test_a_process_that_ends_too_early_is_quoted(tmp_path: Path) -> None:
+    log_path = tmp_path / "log"
+    process = spawn([sys.executable, "-c", "print('no such folder'); exit(3)"], log_path=log_path)
+    with pytest.raises(NotReadyError, match=r"(?s)it ended with exit code 3 .* ends with:\nno such folder"):
+        wait_until(lambda: False, what="it", timeout=60, process=process, log_path=log_path)
