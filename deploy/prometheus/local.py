@@ -12,10 +12,9 @@ import typer
 
 from pipeline.errors import UserError
 from pipeline.stack.state import read_state
+from pipeline.telemetry.metrics.targets import FOLDER
 
 _HERE: Final = Path(__file__).parent
-#: Where `up` writes which addresses have metrics, in its data folder.
-TARGETS: Final = "prometheus_targets.json"
 
 
 def prepare(data_dir: Path) -> Path:
@@ -25,18 +24,17 @@ def prepare(data_dir: Path) -> Path:
     """
     state = read_state(data_dir)
     folder = data_dir.expanduser().absolute() / "prometheus"
-    for name in ("secrets", "targets"):
-        (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "secrets").mkdir(mode=0o700, parents=True, exist_ok=True)
     shutil.copy(_HERE / "prometheus.yml", folder)
     shutil.copytree(_HERE / "rules", folder / "rules", dirs_exist_ok=True)
     with open(
         os.open(folder / "secrets" / "flower_password", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
     ) as file:
         file.write(state.flower_password)
-    link = folder / "targets" / "stack.json"
+    link = folder / "targets"
     link.unlink(missing_ok=True)
     # A link, so that Prometheus sees what the next `up` writes.
-    link.symlink_to(Path("..", "..", TARGETS))
+    link.symlink_to(Path("..", FOLDER))
     return folder
 
 

@@ -50,15 +50,25 @@ CASES: tuple[Case, ...] = (
     *_gauge("GroupDown", 'up{process="group", instance="g"}', 0, 1),
     Case("GroupDown", False, {'up{process="gateway", instance="g"}': f"0+0{_STAYS}"}),
     # One of two ranks is dead.
-    Case(
-        "RankDead",
-        True,
-        {
-            'ryzanstein_rank_up{model="m", group="g", rank="0"}': f"1+0{_STAYS}",
-            'ryzanstein_rank_up{model="m", group="g", rank="1"}': f"1+0x10 0+0{_STAYS}",
-        },
+    *(
+        Case(
+            "RankDead",
+            is_raised,
+            {
+                'ryzanstein_rank_up{model="m", group="g", rank="0"}': f"1+0{_STAYS}",
+                'ryzanstein_rank_up{model="m", group="g", rank="1"}': rank,
+                f"ryzanstein_group_up{_GROUP}": group,
+            },
+        )
+        for is_raised, rank, group in (
+            (True, f"1+0x20 0+0{_STAYS}", f"1+0{_STAYS}"),
+            (False, f"1+0{_STAYS}", f"1+0{_STAYS}"),
+            # Others have taken its place, and load.
+            (True, f"1+0{_STAYS}", f"1+0x20 0+0{_STAYS}"),
+            # The group starts.
+            (False, f"0+0{_STAYS}", f"0+0{_STAYS}"),
+        )
     ),
-    Case("RankDead", False, {'ryzanstein_rank_up{model="m", group="g", rank="0"}': f"1+0{_STAYS}"}),
     # Nobody saw it dead, but it was replaced within the minute; later that is over.
     Case("RankDead", True, {f"ryzanstein_engine_restarts_total{_GROUP}": f"0+0x20 1+0{_STAYS}"}, "2m"),
     Case("RankDead", False, {f"ryzanstein_engine_restarts_total{_GROUP}": f"0+0x20 1+0{_STAYS}"}, "4m"),

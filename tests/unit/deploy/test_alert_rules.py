@@ -13,19 +13,15 @@ from typing import Any
 import pytest
 import yaml
 from alert_cases import CASES, Case
+from observability_queries import RULES, all_alerts
 
 ROOT = Path(__file__).parents[3]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
-RULE_FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+RULE_FILES = sorted(RULES.glob("*.yml"))
 
 
 #: promtool evaluates every rule of a file at every step of every case: with the rules' own second it takes a minute.
 STEP = "5s"
-
-
-def all_alerts() -> dict[str, dict[str, Any]]:
-    groups = [group for file in RULE_FILES for group in yaml.safe_load(file.read_text())["groups"]]
-    return {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
 
 
 @pytest.fixture(scope="module")

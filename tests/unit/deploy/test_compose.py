@@ -81,10 +81,20 @@ def test_prometheus_asks_every_process_of_ours(compose: dict[str, Any]) -> None:
     prometheus = ROOT / "deploy" / "prometheus"
     config = yaml.safe_load((prometheus / "prometheus.yml").read_text())
     targets = yaml.safe_load((prometheus / "compose_targets.yml").read_text())
-    hosts = {host.split(":")[0] for target in targets for host in target["targets"]}
+    asked = {target["labels"]["process"]: target["targets"] for target in targets}
+    ports = {
+        ("gateway", "gateway"): "GATEWAY_METRICS_PORT",
+        ("control", "control"): "CONTROL_METRICS_PORT",
+        ("group", "worker"): "WORKER_HEALTH_PORT",
+        ("flower", "flower"): "FLOWER_PORT",
+    }
 
-    assert hosts == {"gateway", "control", "worker", "flower"} <= set(services)
-    assert {target["labels"]["process"] for target in targets} == {"gateway", "control", "group", "flower"}
+    assert asked == {
+        process: [f"{service}:{services[service]['environment'][PREFIX + setting]}"]
+        for (process, service), setting in ports.items()
+    }
+    for setting in ("METRICS_HOST", "WORKER_HEALTH_HOST", "FLOWER_HOST"):
+        assert any(one.get("environment", {}).get(PREFIX + setting) == "0.0.0.0" for one in services.values())
     password_file = config["scrape_configs"][1]["basic_auth"]["password_file"]
     [secret] = services["prometheus"]["secrets"]
     assert secret["target"] == f"/etc/prometheus/{password_file}"

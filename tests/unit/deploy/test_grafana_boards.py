@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from observability_queries import Query, alert_queries, board_queries
 
 from deploy.grafana.boards import BOARDS
 from deploy.grafana.boards.__main__ import FOLDER, files
@@ -16,22 +17,11 @@ from deploy.grafana.boards.panels import Board
 from pipeline.telemetry.metrics.names import METRICS, series_names
 
 GRAFANA = FOLDER.parent
-RULES = FOLDER.parents[1] / "prometheus" / "rules"
-#: Names of ours, of vLLM's and of Flower's; and what Prometheus itself says of a target.
-_NAME = re.compile(r"\b(?:ryzanstein_\w+|vllm:\w+|flower_\w+)|\bup\b(?={)")
 _MATCHERS = re.compile(r"(\w+)\{([^}]*)\}")
 
 
 def panels(board: Board) -> list[dict[str, Any]]:
     return [panel for panel in board.to_json()["panels"] if panel["type"] != "row"]
-
-
-def queries() -> list[str]:
-    """Of all boards and rules."""
-    found = [target["expr"] for board in BOARDS for panel in panels(board) for target in panel["targets"]]
-    for file in RULES.glob("*.yml"):
-        found += [rule["expr"] for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
-    return found
 
 
 def test_the_files_are_what_the_source_says() -> None:
@@ -62,12 +52,11 @@ def test_panels_lie_beside_and_below_each_other() -> None:
             taken |= cells
 
 
-@pytest.mark.parametrize("query", sorted(set(queries())))
-def test_a_query_asks_for_metrics_and_labels_that_there_are(query: str) -> None:
-    names = set(_NAME.findall(query))
-    assert names, query
-    assert names <= series_names() | {"up"}
-    for name, matchers in _MATCHERS.findall(query):
+@pytest.mark.parametrize("query", [*board_queries(), *alert_queries()], ids=lambda query: query.where)
+def test_a_query_asks_for_metrics_and_labels_that_there_are(query: Query) -> None:
+    assert query.names
+    assert query.names <= series_names() | {"up"}
+    for name, matchers in _MATCHERS.findall(query.expr):
         metric = METRICS.get(name) or METRICS.get(re.sub("_(bucket|sum|count)$", "", name))
         labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
         assert labels <= ({"process"} if metric is None else set(metric.labels)), name
