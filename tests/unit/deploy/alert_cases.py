@@ -27,10 +27,9 @@ _GROUP = '{model="m", group="g"}'
 
 def _stuck(is_raised: bool, **changes: str) -> Case:
     """Slices pend for a minute by now, a group is ready, and nothing is claimed; but for `changes`."""
-    values = {"pending": f"3+0{_STAYS}", "claimed": f"0+0{_STAYS}", "ready": f"1+0{_STAYS}", "age": f"0+5{_STAYS}"}
+    values = {"claimed": f"0+0{_STAYS}", "ready": f"1+0{_STAYS}", "age": f"0+5{_STAYS}"}
     values |= changes
     series = {
-        _SLICES % "pending": values["pending"],
         _SLICES % "claimed": values["claimed"],
         _GROUPS % "ready": values["ready"],
         _OLDEST: values["age"],
@@ -114,14 +113,13 @@ CASES: tuple[Case, ...] = (
     ),
     _stuck(True),
     _stuck(False, claimed=f"1+0{_STAYS}"),
-    _stuck(False, pending=f"0+0{_STAYS}"),
     _stuck(False, ready=f"0+0{_STAYS}"),
-    # They came just now.
+    # They came just now, or are of paused batches.
     _stuck(False, age=f"0+0{_STAYS}"),
-    Case("NoGroupForModel", True, {_SLICES % "pending": f"3+0{_STAYS}", _GROUPS % "silent": f"1+0{_STAYS}"}),
-    Case("NoGroupForModel", True, {_SLICES % "pending": f"3+0{_STAYS}"}),
-    Case("NoGroupForModel", False, {_SLICES % "pending": f"3+0{_STAYS}", _GROUPS % "starting": f"1+0{_STAYS}"}),
-    Case("NoGroupForModel", False, {_SLICES % "pending": f"0+0{_STAYS}"}),
+    Case("NoGroupForModel", True, {_OLDEST: f"0+5{_STAYS}", _GROUPS % "silent": f"1+0{_STAYS}"}),
+    Case("NoGroupForModel", True, {_OLDEST: f"0+5{_STAYS}"}),
+    Case("NoGroupForModel", False, {_OLDEST: f"0+5{_STAYS}", _GROUPS % "starting": f"1+0{_STAYS}"}),
+    Case("NoGroupForModel", False, {_OLDEST: f"0+0{_STAYS}"}),
     *_gauge("OutboxLag", 'ryzanstein_outbox_oldest_seconds{instance="c"}', 20, 3),
     *_gauge("DeadlineAtRisk", 'ryzanstein_batches_at_risk{model="m", service_class="flex"}', 2, 0),
     *_pair("WindowMissed", "ryzanstein_missed_windows_total", f"3+0x10 4+0{_STAYS}", f"3+0{_STAYS}"),
