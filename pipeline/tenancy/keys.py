@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from pipeline.billing.budgets import inherit_budgets
 from pipeline.errors import PipelineError, UserError
 from pipeline.ids import new_id
-from pipeline.tables import ApiKey
+from pipeline.tables import ApiKey, Project
 from pipeline.tenancy import audit_log
 from pipeline.tenancy.limits import inherit_rate_limits
 from pipeline.tenancy.scopes import Scope, read_scopes
@@ -230,6 +230,8 @@ def _make(
     *,
     is_operator: bool,
 ) -> tuple[ApiKey, str]:
+    if project_id is not None:
+        _check_is_open(session, project_id)
     short_id = secrets.token_hex(6)
     key = f"rz_{short_id}_{secrets.token_hex(24)}"
     row = ApiKey(
@@ -247,6 +249,15 @@ def _make(
     session.add(row)
     session.flush()
     return row, key
+
+
+def _check_is_open(session: Session, project_id: str) -> None:
+    """It stays so until the transaction ends. Raises UserError."""
+    archived_at = session.execute(
+        select(Project.archived_at).where(Project.id == project_id).with_for_update(read=True)
+    ).scalar_one()
+    if archived_at is not None:
+        raise UserError(f"The project {project_id} is archived: there are no new keys of it.")
 
 
 def _record(session: Session, act: str, row: ApiKey, actor: str | None, **details: str | None) -> None:

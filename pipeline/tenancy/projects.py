@@ -65,14 +65,16 @@ def archive_project(session: Session, project: Project) -> Project:
     """
     if project.name == DEFAULT_PROJECT:
         raise UserError("The default project can't be archived.")
-    revoked = session.execute(
-        update(ApiKey)
-        .where(ApiKey.project_id == project.id, ApiKey.revoked_at.is_(None))
-        .values(revoked_at=func.now())
-        .returning(ApiKey.id)
-    ).scalars()
-    keys = sorted(revoked)
+    revoked = _revoke_keys(session, project.id)
+    # Waits for whoever makes a key of the project, or takes one's place; who comes later finds it closed.
     session.execute(update(Project).where(Project.id == project.id).values(archived_at=func.now()))
+    revoked += _revoke_keys(session, project.id)
     session.refresh(project)
-    audit_log.record(session, act="project.archive", object=project.id, details={"revoked_keys": keys})
+    audit_log.record(session, act="project.archive", object=project.id, details={"revoked_keys": sorted(revoked)})
     return project
+
+
+def _revoke_keys(session: Session, project_id: str) -> list[str]:
+    is_valid = (ApiKey.project_id == project_id) & ApiKey.revoked_at.is_(None)
+    revoked = update(ApiKey).where(is_valid).values(revoked_at=func.now()).returning(ApiKey.id)
+    return list(session.execute(revoked).scalars())

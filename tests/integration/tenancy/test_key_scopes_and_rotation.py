@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from running_gateways import wait_for
 from seeds import sql
 from sqlalchemy import Engine
 
@@ -172,6 +174,32 @@ def test_archiving_a_project_revokes_its_keys_alone(database: Engine) -> None:
             find_project(session, whole.tenant_id, "search")
     assert who(mine) is None
     assert who(others) is not None
+
+
+@pytest.mark.parametrize("is_rotated", [False, True])
+def test_no_key_that_is_made_while_its_project_is_archived_outlives_it(database: Engine, is_rotated: bool) -> None:
+    whole, _ = make()
+    with transaction() as session:
+        project = create_project(session, whole.tenant_id, "search")
+    old, _ = make(project_id=project.id)
+
+    def archive() -> None:
+        with transaction() as session:
+            archive_project(session, find_project(session, whole.tenant_id, "search"))
+
+    with ThreadPoolExecutor(1) as other:
+        with transaction() as session:
+            if is_rotated:
+                _, key = rotate_key(session, old.id, grace=HOUR)
+            else:
+                _, key = create_key(session, whole.tenant_id, "late", project_id=project.id)
+            archived = other.submit(archive)
+            wait_for(lambda: sql(database, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'") != [])
+        archived.result(timeout=20)
+
+    assert who(key) is None
+    with pytest.raises(UserError, match="archived"):
+        make(project_id=project.id)
 
 
 def test_a_projects_name_is_taken_once_within_its_tenant(database: Engine) -> None:
