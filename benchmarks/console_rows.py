@@ -46,7 +46,7 @@ _BATCHES: Final = """
                     ELSE 'completed' END AS status, n <= {batches} AND n % 20 = 1 AS is_open,
                CASE n % 7 WHEN 0 THEN 'priority' WHEN 1 THEN 'flex' ELSE 'standard' END AS class,
                now() - n * interval '14 minutes' AS at,
-               CASE WHEN n % 10 = 9 THEN 1 + n / 10 % {others} ELSE 0 END AS owner
+               CASE WHEN n % 9 = 4 THEN 1 + n / 9 % {others} ELSE 0 END AS owner
         FROM generate_series(1, {batches} + {failed}) n
     ) b JOIN (SELECT row_number() OVER (ORDER BY name) - 1 AS n, id FROM tenants) tenants ON tenants.n = b.owner
     JOIN LATERAL (SELECT id FROM api_keys WHERE tenant_id = tenants.id ORDER BY md5(id || b.n) LIMIT 1) keys ON true
@@ -160,7 +160,7 @@ class Filled:
 
 
 def fill(engine: Engine, num_batches: int, num_requests: int) -> Filled:
-    """Fill an empty database. Nine of ten batches are of one tenant; the largest batch is still running."""
+    """Fill an empty database. Eight of nine batches are of one tenant; the largest batch is still running."""
     with transaction(engine) as session:
         owners = [ensure_tenant(session, f"tenant {n:02}") for n in range(NUM_TENANTS)]
         keys = {owner.id: [create_key(session, owner.id, f"key {n}")[1] for n in range(5)] for owner in owners}

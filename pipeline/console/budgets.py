@@ -28,13 +28,9 @@ from pipeline.tenancy.tenants import find_tenant, list_tenants
 
 router = APIRouter()
 
-#: Paused batches that are named for each budget.
-_MOST_NAMED: Final = 5
-
 # Few batches are paused, and an index has them.
 _PAUSED: Final = text("""
-    SELECT pause_reason AS budget_id, count(*) AS num_batches, (array_agg(id ORDER BY paused_at))[1:5] AS batch_ids
-    FROM batches
+    SELECT pause_reason AS budget_id, count(*) AS num_batches FROM batches
     WHERE pause_reason IS NOT NULL AND status = 'in_progress' AND pause_reason = ANY(:budget_ids)
     GROUP BY pause_reason
 """)
@@ -49,8 +45,8 @@ class Row:
     #: Whose costs it is for, in words.
     scope: str
     num_paused: int
-    #: The first of them; of the viewer's own tenant alone.
-    paused_ids: Sequence[str]
+    #: Whether it is of the viewer's tenant, whose batches the viewer can look at.
+    is_own: bool
 
     @property
     def used_percent(self) -> int:
@@ -112,7 +108,6 @@ def _page(
         tenants=tenants,
         mistake=mistake,
         given=given or {},
-        has_many_tenants=len({row.tenant for row in rows}) > 1,
     )
 
 
@@ -123,24 +118,19 @@ def _rows(session: Session, viewer: Viewer) -> list[Row]:
         states = list_budgets(session)
     else:
         states = [state for state in list_budgets(session, caller.tenant_id) if is_visible(state, caller)]
-    budgets = [state.budget for state in states]
-    paused = {row.budget_id: row for row in session.execute(_PAUSED, {"budget_ids": [one.id for one in budgets]})}
+    found = session.execute(_PAUSED, {"budget_ids": [state.budget.id for state in states]})
+    paused = {row.budget_id: row.num_batches for row in found}
     names = _names(session, states)
-    rows = []
-    for state in states:
-        budget = state.budget
-        found = paused.get(budget.id)
-        is_own = budget.tenant_id == caller.tenant_id
-        rows.append(
-            Row(
-                state=state,
-                tenant=names[budget.tenant_id],
-                scope=_words(state, names),
-                num_paused=found.num_batches if found else 0,
-                paused_ids=found.batch_ids[:_MOST_NAMED] if found and is_own and caller.project_id is None else [],
-            )
+    return [
+        Row(
+            state=state,
+            tenant=names[state.budget.tenant_id],
+            scope=_words(state, names),
+            num_paused=paused.get(state.budget.id, 0),
+            is_own=state.budget.tenant_id == caller.tenant_id,
         )
-    return rows
+        for state in states
+    ]
 
 
 def _words(state: BudgetState, names: Mapping[str, str]) -> str:

@@ -27,4 +27,5 @@ def stacked_columns(starts: Sequence[datetime], series: Mapping[str, Sequence[in
         "dataLabels": {"enabled": False},
         "legend": {"position": "top"},
         "stroke": {"width": 0},
+        "grid": {"borderColor": "#80808050"},
     }

@@ -95,8 +95,7 @@ def test_a_budget_shows_what_is_left_and_what_it_has_paused(
     sql(database, "UPDATE batches SET pause_reason = :b, paused_at = now() WHERE id = :id", b=budget_id, id=batch_id)
     page = enter(acme).page("/console/budgets")
     assert "the whole tenant a month batches pause 10.00 USD 7.50 USD 1.50 USD 1.00 USD" in page
-    assert "90%" in page
-    assert f"1 batch {batch_id}" in page
+    assert "90% 1 batch" in page
     assert "No budgets" in enter("globex").page("/console/budgets")
     assert "No budgets" in enter("acme", project="search").page("/console/budgets")
 
