@@ -170,7 +170,7 @@ def rate_by_card(
     card: RateCard | None = None
     if publishes:
         change_prices(session)
-        card = publish(session, add_draft(session, card_file), is_never_in_effect=True)
+        card = add_draft(session, card_file)
     totals = _Totals(_tenants(session, month, tenant_id))
     rates_of = _rates_of_file(card_file, card.id if card else 0, card.version if card else 0)
     used: dict[Ladder, int] = defaultdict(int)
@@ -185,11 +185,13 @@ def rate_by_card(
             ]
             if publishes:
                 _write(session, lines, month)
-        if publishes:
-            correct_drift(session.connection(), owner, month.start, month.end)
     if card is not None:
+        # What others wait for comes last: a month takes its time.
         with driver_of(session).cursor() as cursor:
             advance(cursor, used, month.start.date())
+        for owner in totals.names:
+            correct_drift(session.connection(), owner, month.start, month.end)
+        card = publish(session, card, is_never_in_effect=True)
         details = {"rate_card": card.id, "plan": card.plan, "version": card.version}
         audit_log.record(session, act="month.rerate", object=str(month), details=details)
     return totals.result(month, card)
