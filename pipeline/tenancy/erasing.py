@@ -192,12 +192,12 @@ def _close(engine: Engine, tenant_id: str, *, is_cancelling: bool) -> None:
                 f"{len(open_ids)} batches of this tenant have not ended, such as {open_ids[0]}. Wait for them, or "
                 "cancel them first with --cancel."
             )
-        revoked = session.execute(
-            update(ApiKey)
-            .where(ApiKey.tenant_id == tenant_id, ApiKey.revoked_at.is_(None))
-            .values(revoked_at=func.now())
-            .returning(ApiKey.id)
-        ).scalars()
+        is_valid = (ApiKey.tenant_id == tenant_id) & ApiKey.revoked_at.is_(None)
+        revoke = update(ApiKey).where(is_valid).values(revoked_at=func.now()).returning(ApiKey.id)
+        revoked: list[str] = []
+        # Again: one that was waited for may have been rotated, or have made another.
+        while newly := session.execute(revoke).scalars().all():
+            revoked += newly
         details = {"revoked_keys": sorted(revoked), "cancelled_batches": len(open_ids)}
         audit_log.record(session, act="tenant.erase_begun", object=tenant_id, details=details)
 

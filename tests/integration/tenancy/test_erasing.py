@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from running_gateways import Tenant, error_of, serve
+from running_gateways import Tenant, error_of, serve, wait_for
 from seeds import seed_tenant, sql
 from sqlalchemy import Engine
 from submitting import Bench, request_line
@@ -25,7 +27,7 @@ from pipeline.tables.session import transaction
 from pipeline.tenancy import erasing
 from pipeline.tenancy.audit_log import list_entries
 from pipeline.tenancy.erasing import erase_tenant, list_erasures
-from pipeline.tenancy.keys import InvalidKeyError, authenticate, create_key
+from pipeline.tenancy.keys import InvalidKeyError, authenticate, create_key, rotate_key
 from pipeline.tokenization import pack_token_ids
 
 #: In whatever a client can write.
@@ -287,3 +289,14 @@ def test_an_answer_that_is_kept_meanwhile_is_erased_too(bench: Bench, monkeypatc
     erase_tenant(bench.tenant.id)
 
     assert says_secret(bench.engine) == set()
+
+
+def test_a_key_that_is_rotated_while_its_tenant_is_erased_does_not_outlive_it(bench: Bench) -> None:
+    with ThreadPoolExecutor(1) as other:
+        with transaction() as session:
+            _, key = rotate_key(session, bench.tenant.api_key_id, timedelta(hours=1))
+            erased = other.submit(erase_tenant, bench.tenant.id)
+            wait_for(lambda: sql(bench.engine, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'") != [])
+        erased.result(timeout=20)
+    with transaction() as session, pytest.raises(InvalidKeyError):
+        authenticate(session, key)
