@@ -225,7 +225,7 @@ class Group:
         if claimed is None or not requests:
             if claimed is not None:
                 # The sweeper counts the attempt when the lease has run out.
-                log.error("a slice has no request without an outcome", slice=claimed.id)
+                log.error("a slice has no request without an outcome", **claimed.ids)
             self._held_slices.release()
             return None
         self._last_slice = claimed
@@ -263,11 +263,13 @@ class Group:
             with self._database.begin() as conn:
                 is_returned = return_slice(conn, claimed, waste)
         except TRANSIENT as error:
-            log.warning("a slice could not be returned; its lease runs out", reason=summarize_error(error))
+            log.warning(
+                "a slice could not be returned; its lease runs out", **claimed.ids, reason=summarize_error(error)
+            )
             return
         self._counters.wasted(waste)
         if is_returned:
-            log.info("a slice was returned", slice=claimed.id)
+            log.info("a slice was returned", **claimed.ids)
             outbox.publish_soon(self._database)
 
     # --- what SQL is told

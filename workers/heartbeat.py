@@ -110,13 +110,13 @@ class Heartbeat:
         for one in held:
             slice_id = one.claimed.id
             if slice_id not in renewal.held:
-                log.warning("a slice was lost", slice=slice_id)
+                log.warning("a slice was lost", **one.claimed.ids)
                 self._engine.abort(self._held_slices.end(one, AttemptEnd.LOST))
             elif slice_id in renewal.ending:
                 kind = renewal.ending[slice_id]
                 waiting, running = self._held_slices.end_early(one, kind)
                 if waiting or running:
-                    log.info("a batch ends early", batch=one.claimed.batch_id, outcome=kind.value)
+                    log.info("a batch ends early", **one.claimed.ids, outcome=kind.value)
                 self._recorder.add(one, waiting, kind)
                 self._engine.abort(running)
 

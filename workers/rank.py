@@ -19,6 +19,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import structlog
 import torch
 
 from models.checkpoint import load_decoder, resolve_dtype
@@ -29,6 +30,7 @@ from models.kernels.gpu.choice import gpu_kernels
 from models.kernels.interface import PLAIN, Kernels
 from models.layers.attention import KVCache
 from pipeline.processes import end_with_parent_thread
+from pipeline.telemetry.logs import configure_rank_logging
 from pipeline.tokenization import Tokenizer, TokenizerError
 from workers.communicator import Communicator, CommunicatorError, connect
 from workers.engine.block_manager import BlockManager
@@ -54,6 +56,8 @@ from workers.engine.model_runner import LeadingRunner, ModelRunner, follow
 from workers.engine.options import EngineOptions
 from workers.engine.scheduler import Scheduler
 
+log = structlog.get_logger(__name__)
+
 #: Errors whose message is meant for people: it names the file, the field or the setting.
 _EXPLAINED = (ModelError, TokenizerError, CacheSizeError, WarmUpError)
 #: Time for the ranks to meet and for a collective; more than a step deadline, so that the parent's acts first.
@@ -65,8 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True, help="file descriptor of the pipe to the parent")
     parser.add_argument("--lifeline", type=int, required=True, help="file descriptor that ends with the parent")
+    parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--log-format", default="console")
     parser.add_argument("--peers", type=int, nargs="*", default=[], help="rank 0: pipes to the others; else: to rank 0")
     options = parser.parse_args(arguments)
+    configure_rank_logging(options.rank, options.log_level, options.log_format)
     _set_signals()
     end_with_parent_thread(signal.SIGKILL)
     threading.Thread(target=_exit_with_parent, args=(options.lifeline,), name="lifeline", daemon=True).start()
@@ -77,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(parent, str(error))
     except (CommunicatorError, ChannelClosed) as error:
         _fail(parent, str(error) or "another rank is gone", is_consequence=True)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
-        sys.excepthook(*sys.exc_info())
+    except Exception as error:  # whatever it is, the parent must hear of it
+        log.error("the rank failed", exc_info=error)
         _fail(parent, f"{type(error).__name__}: {_first_line(error)}")
     # Interpreter shutdown could wait for threads of torch that wait for a rank that is gone.
     _exit(0)

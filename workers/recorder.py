@@ -332,12 +332,12 @@ class Recorder:
     def _abandon(self, group: list[_Unrecorded], error: Exception) -> None:
         """Let the leases run out: the sweeper counts the attempt, and ends a slice that fails again and again."""
         for held in {unrecorded.held for unrecorded in group}:
-            log.error("outcomes could not be recorded", slice=held.claimed.id, reason=summarize_error(error))
+            log.error("outcomes could not be recorded", **held.claimed.ids, reason=summarize_error(error))
             self._lose(held)
         self._waste(group)
 
     def _lose(self, held: HeldSlice) -> None:
-        log.warning("a slice was lost", slice=held.claimed.id)
+        log.warning("a slice was lost", **held.claimed.ids)
         self._engine.abort(self._held_slices.end(held, AttemptEnd.LOST))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, text
@@ -41,6 +41,11 @@ class ClaimedSlice:
     has_receipts: bool = False
     #: W3C `traceparent` of the call that made the batch; None where traces are off.
     trace_context: str | None = None
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What logs say of it: tenant, batch, slice and attempt."""
+        return {"tenant": self.tenant_id, "batch": self.batch_id, "slice": self.id, "attempt": self.lease_epoch}
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def finalize(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
         outbox.publish_soon(engine)
     about = {names.TENANT: tenant_id, names.BATCH: batch_id, names.BATCH_STATUS: status.value}
     tracing.start_span("batch.finalize", about, parent=trace_context, start_ns=began_ns).end()
-    log.info("batch closed", batch=batch_id, status=status.value, credits=len(credits_given))
+    log.info("batch closed", tenant=tenant_id, batch=batch_id, status=status.value, credits=len(credits_given))
     return status
 
 

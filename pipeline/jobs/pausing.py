@@ -148,7 +148,7 @@ def _worst(rates: Rates, sizes: Sequence[tuple[int, int]]) -> Decimal:
 def _pause(conn: Connection, claimed: ClaimedSlice, budget_id: str, needs: Decimal) -> None:
     conn.execute(_UNCLAIM, {"slice_id": claimed.id})
     conn.execute(_PAUSE, {"batch_id": claimed.batch_id, "budget_id": budget_id, "needs": needs})
-    log.info("batch paused", batch=claimed.batch_id, budget=budget_id)
+    log.info("batch paused", **claimed.ids, budget=budget_id)
 
 
 # One that is no longer in progress has nothing to go on with.

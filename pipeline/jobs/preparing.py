@@ -84,7 +84,7 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
     """
     engine = engine or get_engine()
     settings = get_settings()
-    num_preparations = 0
+    num_preparations, tenant_id = 0, None
     try:
         make_partitions(engine, months_ahead=0)  # where nobody has for months, they are made now
         with engine.connect() as conn, conn.begin():
@@ -94,6 +94,7 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
                 batch = session.scalars(select(Batch).where(Batch.id == batch_id, _DUE)).one_or_none()
             if batch is None:
                 return None
+            tenant_id = batch.tenant_id
             storage_key = conn.scalar(select(File.storage_key).where(File.id == batch.input_file_id))
             num_preparations = _count_preparation(engine, batch_id, settings)
             if num_preparations > MAX_PREPARATIONS:
@@ -111,15 +112,16 @@ def prepare(batch_id: str, engine: Engine | None = None) -> BatchStatus | None:
         is_expected = isinstance(error, StorageError | DBAPIError | _DeadlyBatchError)
         log.error(
             "batch not prepared",
+            tenant=tenant_id,
             batch=batch_id,
-            attempt=num_preparations,
+            preparation=num_preparations,
             reason=summarize_error(error),
             exc_info=None if is_expected else error,
         )
         if num_preparations < MAX_PREPARATIONS or (given_up := _give_up(engine, batch_id, error)) is None:
             return None
         status = given_up
-    log.info("batch prepared", batch=batch_id, status=status.value)
+    log.info("batch prepared", tenant=tenant_id, batch=batch_id, status=status.value)
     outbox.publish_soon(engine)
     return status
 

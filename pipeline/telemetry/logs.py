@@ -11,11 +11,12 @@ import sys
 import traceback
 from collections.abc import MutableMapping
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from pipeline.settings import Settings, get_settings
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 #: Loggers that say something every second, or repeat what SQL knows better; their warnings are kept.
 _NOISY: Final = (
@@ -43,17 +44,29 @@ def configure_logging(process: str, settings: Settings | None = None) -> None:
 
     Can be called again; replaces whatever handlers the root logger had.
     """
-    settings = settings or get_settings()
+    if settings is None:
+        from pipeline.settings import get_settings
+
+        settings = get_settings()
+    _configure({"process": process}, settings.log_level, settings.log_format)
+
+
+def configure_rank_logging(rank: int, level: str, log_format: str) -> None:
+    """The same in a shard process, which has no settings of its own, and starts sooner without reading any."""
+    _configure({"process": "rank", "rank": rank}, level, log_format)
+
+
+def _configure(marks: dict[str, Any], level: str, log_format: str) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _mark(process),
+        _mark(marks),
         _format_exception,
     ]
-    if settings.log_format == "json":
+    if log_format == "json":
         renderer: structlog.typing.Processor = structlog.processors.JSONRenderer(default=str)
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
@@ -78,15 +91,15 @@ def configure_logging(process: str, settings: Settings | None = None) -> None:
     for old in list(root.handlers):
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(settings.log_level)
+    root.setLevel(level)
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
 
 
-def _mark(process: str) -> structlog.typing.Processor:
+def _mark(marks: dict[str, Any]) -> structlog.typing.Processor:
     def mark(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        event["process"] = process
+        event.update(marks)
         return event
 
     return mark

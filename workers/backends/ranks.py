@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 import psutil
 import structlog
 
-from pipeline.settings import PREFIX
+from pipeline.settings import PREFIX, get_settings
 from workers.backends.cores import Cores, usable_cores
 from workers.backends.protocol import EngineStartError
 from workers.engine.messages import Channel, ChannelClosed, Failed, FromRank, Message, Ready, Shutdown, Start, encode
@@ -253,6 +253,8 @@ def _spawn(
     # -P: a folder named `workers` where the command was given is not ours.
     command = [sys.executable, "-P", "-m", "workers.rank", "--rank", str(rank)]
     command += ["--parent", str(parent.fileno()), "--lifeline", str(lifeline)]
+    settings = get_settings()
+    command += ["--log-level", settings.log_level, "--log-format", settings.log_format]
     command += ["--peers", *(str(peer.fileno()) for peer in peers)]
     return subprocess.Popen(
         command,
