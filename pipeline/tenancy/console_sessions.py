@@ -35,7 +35,9 @@ _FIND: Final = text(f"""
 # Of many pages at once, one writes and none waits.
 _SEEN: Final = text("""
     UPDATE console_sessions SET last_seen_at = now()
-    WHERE token_hash IN (SELECT token_hash FROM console_sessions WHERE token_hash = :token_hash FOR UPDATE SKIP LOCKED)
+    WHERE token_hash IN (
+        SELECT token_hash FROM console_sessions WHERE token_hash = :token_hash FOR NO KEY UPDATE SKIP LOCKED
+    )
 """)
 
 

@@ -43,7 +43,7 @@ _WITH_LIMITS = text(f"SELECT {PRINCIPAL_COLUMNS} FROM api_keys k {JOIN_LIMITS} W
 # Of many calls at once, one writes and none waits.
 _USED = text("""
     UPDATE api_keys SET last_used_at = now()
-    WHERE id IN (SELECT id FROM api_keys WHERE id = :id FOR UPDATE SKIP LOCKED)
+    WHERE id IN (SELECT id FROM api_keys WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED)
 """)
 
 
