@@ -29,8 +29,9 @@ from pipeline.tenancy.scopes import Scope
 
 router = APIRouter()
 
-#: Of the first line, which says what endpoint the file is for.
-_MOST_FIRST_BYTES: Final = 1024**2
+#: The first lines, and bytes of each, that are looked at for what endpoint the file is for.
+_FIRST_LINES: Final = 20
+_MOST_LINE_BYTES: Final = 1024**2
 
 
 def _uploader(viewer: Writer) -> Viewer:
@@ -71,11 +72,16 @@ def _first_quote(viewer: Viewer, file_id: str) -> str:
 
 
 def _endpoint_of(file_id: str) -> str:
-    """What the first line is for; the first endpoint there is where it can't be told."""
-    first = read_input_lines(upload_key(file_id), [1], _MOST_FIRST_BYTES).get(1)
+    """What the first line that says so is for; the first endpoint there is where none does."""
+    first = read_input_lines(upload_key(file_id), range(1, _FIRST_LINES + 1), _MOST_LINE_BYTES)
+    urls = (_url_of(line.data) for _, line in sorted(first.items()))
+    return next((url for url in urls if url in ENDPOINTS), ENDPOINTS[0])
+
+
+def _url_of(line: bytes) -> str | None:
     try:
-        line = json.loads(first.data) if first is not None else None
+        found = json.loads(line)
     except (ValueError, RecursionError):
-        line = None
-    url = line.get("url") if isinstance(line, dict) else None
-    return url if url in ENDPOINTS else ENDPOINTS[0]
+        return None
+    url = found.get("url") if isinstance(found, dict) else None
+    return url if isinstance(url, str) else None

@@ -9,13 +9,14 @@
     button.textContent = root.dataset.bsTheme === "dark" ? "Light theme" : "Dark theme";
   };
   show();
+  // The system's may change too.
+  new MutationObserver(show).observe(root, { attributeFilter: ["data-bs-theme"] });
   button.hidden = false;
   button.addEventListener("click", () => {
     const theme = root.dataset.bsTheme === "dark" ? "light" : "dark";
     root.dataset.bsTheme = theme;
     root.dataset.chosenTheme = theme;
     document.cookie = `ryzanstein_theme=${theme}; path=/console; max-age=31536000; samesite=lax`;
-    show();
   });
 })();
 

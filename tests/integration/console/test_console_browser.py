@@ -1,0 +1,137 @@
+"""The console in a real browser: dropped files, pages that follow what happens, themes, and the keyboard."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browsers import browser, open_page
+from playwright.sync_api import Page, expect
+from running_gateways import Tenant
+from seeds import SeededTenant, seed_model
+from sqlalchemy import Engine
+from submitting import Bench, request_line, request_lines
+from tokenizer_folders import byte_level
+
+from pipeline.jobs.preparing import prepare
+from pipeline.jobs.quoting import compute_waiting
+from pipeline.tables.session import transaction
+from pipeline.tenancy.keys import authenticate
+
+__all__ = ["browser", "open_page"]
+
+_DROP = """([name, text]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([text], name));
+    for (const kind of ["dragenter", "dragover", "drop"])
+        document.getElementById("drop").dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true }));
+}"""
+
+
+@pytest.fixture
+def bench(acme: Tenant, database: Engine, tmp_path: Path) -> Iterator[Bench]:
+    """Control at work on quotes, and groups that answer when they are told to."""
+    seed_model(database, path=str(byte_level(tmp_path / "model")))
+    is_over = threading.Event()
+
+    def work() -> None:
+        while not is_over.wait(0.05):
+            compute_waiting()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with transaction() as session:
+        api_key_id = authenticate(session, acme.key).api_key_id
+    yield Bench(database, SeededTenant(acme.id, api_key_id))
+    is_over.set()
+    thread.join()
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page], address: str, acme: Tenant, bench: Bench) -> Iterator[Page]:
+    """Signed in; whatever the browser complains about fails the test."""
+    page = open_page(color_scheme="dark", reduced_motion="reduce")
+    complaints: list[str] = []
+    page.on(
+        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+    )
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{address}/console/")
+    page.get_by_label("API key").fill(acme.key)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Batches", exact=True)).to_be_visible()
+    yield page
+    assert complaints == []
+
+
+def accessible(page: Page) -> None:
+    """Of the rules of WCAG 2.2 AA, as far as a program can tell."""
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}}).response["violations"]
+    assert [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found] == []
+
+
+def test_a_dropped_file_becomes_a_batch_that_is_seen_to_run(page: Page, acme: Tenant, bench: Bench) -> None:
+    page.get_by_role("link", name="Upload").click()
+    accessible(page)
+    text = "\n".join(json.dumps(line) for line in request_lines(20))
+    page.evaluate(_DROP, ["dropped.jsonl", text])
+    page.wait_for_url("**/console/quotes/*")
+    expect(page.get_by_text("What it would cost")).to_be_visible()  # by itself, when control has read the file
+    accessible(page)
+    page.get_by_label("Pause before it costs more than (USD)").fill("2.50")
+    page.get_by_role("button", name="Create the batch").click()
+    page.wait_for_url("**/console/batches/batch_*")
+    expect(page.get_by_role("heading", name="dropped.jsonl")).to_be_visible()
+    batch_id = page.url.rsplit("/", 1)[1]
+    prepare(batch_id, bench.engine)
+    bench.answer(bench.claim(), 5)
+    expect(page.get_by_text("5 of 20 requests")).to_be_visible()
+    accessible(page)
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#progress")).to_contain_text("cancelling")
+    for name in ("Requests", "Answers", "Errors"):
+        page.get_by_role("link", name=name, exact=True).click()
+        accessible(page)
+    assert acme.client.batches.retrieve(batch_id).status == "cancelling"
+
+
+def test_errors_are_shown_on_their_lines_and_a_large_file_is_refused(page: Page, address: str) -> None:
+    page.goto(f"{address}/console/upload")
+    page.evaluate("document.querySelector('form[data-upload]').dataset.mostBytes = 3")
+    page.get_by_label("Input file").set_input_files({"name": "a", "mimeType": "text/plain", "buffer": b"four"})
+    page.get_by_role("button", name="Check it").click()
+    expect(page.get_by_text("This file is too large")).to_be_visible()
+    page.goto(f"{address}/console/upload")
+    bad = json.dumps(request_line("b", max_tokens=-1)).encode()
+    page.get_by_label("Input file").set_input_files({"name": "bad", "mimeType": "text/plain", "buffer": b"{\n" + bad})
+    page.get_by_role("button", name="Check it").press("Enter")
+    expect(page.get_by_text("2 things are wrong with this file.")).to_be_visible()
+    expect(page.get_by_role("row", name="body.max_tokens")).to_contain_text('"custom_id": "b"')
+    accessible(page)
+
+
+def test_the_theme_follows_the_system_until_it_is_chosen_and_keys_reach_everything(page: Page) -> None:
+    root = page.locator("html")
+    expect(root).to_have_attribute("data-bs-theme", "dark")
+    accessible(page)
+    page.emulate_media(color_scheme="light")
+    expect(root).to_have_attribute("data-bs-theme", "light")
+    accessible(page)
+    page.get_by_role("button", name="Dark theme").click()
+    page.reload()
+    expect(root).to_have_attribute("data-bs-theme", "dark")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="New batch").first).to_be_focused()
+    page.get_by_role("button", name="Sign out").press("Enter")
+    expect(page.get_by_text("You have signed out.")).to_be_visible()
+    accessible(page)
