@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import stat
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import openai
 import psycopg
 import pytest
 from batch_jobs import chat_line, check_complete, read_lines, submit, wait_for_end
+from otlp_receiver import OtlpReceiver
 from stacks import RunningStack, wait_for
 from tokenizer_folders import byte_level
 from watching import (
@@ -32,13 +34,15 @@ from pipeline.stack.leftovers import processes_of
 
 #: In a prompt; the echo engine's answer holds it again.
 CANARY = f"canary{secrets.token_hex(6)}"
+#: In what a client calls its requests, files and batches. It is told of them, and nobody else is.
+NAMED = f"named{secrets.token_hex(6)}"
 
 
 class Watched:
     """A stack that was watched while it started, answered good and bad requests, lost PostgreSQL, and came back."""
 
-    def __init__(self, stack: RunningStack) -> None:
-        self.stack = stack
+    def __init__(self, stack: RunningStack, receiver: OtlpReceiver) -> None:
+        self.stack, self.receiver = stack, receiver
         with Watcher(command_lines, 0.1) as lines:
             stack.up()
             found = DataDir(stack.data_dir).load_secrets()
@@ -55,6 +59,7 @@ class Watched:
             self.redis_content = redis_content(stack.report["redis_url"])
             self.refusals = list(self._refusals())
             self._lose_postgres()
+            self._restart_flower()
         self.command_lines = lines.seen
         self.redis_commands = traffic.commands
 
@@ -63,6 +68,10 @@ class Watched:
         """Of a key its secret part too, by itself: the rest of it is no secret."""
         parts = [key.rpartition("_")[2] for key in self.keys]
         return [secret.encode() for secret in (CANARY, *self.keys, *parts, *self.passwords)]
+
+    @property
+    def names(self) -> list[bytes]:
+        return [*self.needles, NAMED.encode()]
 
     def _log_statements(self) -> None:
         """Have PostgreSQL log the text of every statement from here on, as somebody who looks for a fault may do."""
@@ -73,8 +82,9 @@ class Watched:
 
     def _answer(self) -> None:
         client = self.stack.client()
-        lines = [chat_line(name, CANARY, max_tokens=200) for name in ("one", "two")]
-        check_complete(self.stack, batch := wait_for_end(client, submit(client, lines).id), lines)
+        lines = [chat_line(f"{NAMED}-{name}", CANARY, max_tokens=200) for name in ("one", "two")]
+        submitted = submit(client, lines, metadata={"name": NAMED, NAMED: "name"}, extra_headers=_context())
+        check_complete(self.stack, batch := wait_for_end(client, submitted.id), lines)
         answers = [line["response"]["body"] for line in read_lines(client, batch.output_file_id)]
         assert all(CANARY in json.dumps(answer) for answer in answers)
 
@@ -140,40 +150,65 @@ class Watched:
         self.refusals.append(wait_for(refusal, "an answer"))
         self.stack.wait_until_back(killed)
 
+    def _restart_flower(self) -> None:
+        """When it ends it writes down what it has seen."""
+        old = self.stack.status()["pids"]["flower"]
+        os.kill(old, signal.SIGTERM)
+        self.stack.wait_until_back({"flower": old})
+
+
+def _context() -> dict[str, str]:
+    """A trace that the client has begun."""
+    return {"traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"}
+
 
 @pytest.fixture(scope="module")
 def watched(stack_folder: Path) -> Iterator[Watched]:
     model = byte_level(stack_folder / "watched" / "tiny", context_length=512)  # room for the echo of a prompt
-    stack = RunningStack(
-        stack_folder / "watched" / "data", model, ("--engine", "echo"), env={"RYZANSTEIN_LOG_LEVEL": "DEBUG"}
-    )
-    try:
-        yield Watched(stack)
-    finally:
-        stack.end()
+    with OtlpReceiver() as receiver:
+        env = {
+            "RYZANSTEIN_LOG_LEVEL": "DEBUG",
+            "RYZANSTEIN_OTLP_ENDPOINT": receiver.url,
+            "NO_PROXY": "127.0.0.1",
+        }
+        stack = RunningStack(stack_folder / "watched" / "data", model, ("--engine", "echo"), env)
+        try:
+            yield Watched(stack, receiver)
+        finally:
+            stack.end()
 
 
 def test_no_log_holds_a_secret(watched: Watched) -> None:
     logs = {path.name: path.read_bytes() for path in (watched.stack.data_dir / "logs").iterdir()}
     assert {"gateway.log", "control.log", "group-0.log", "flower.log", "postgres.log"} <= set(logs)
     assert b"INSERT INTO results" in logs["postgres.log"], "content is no part of a statement's text"
-    assert holding(watched.needles, logs.values()) == []
+    assert holding(watched.names, logs.values()) == []
 
 
 def test_no_command_line_or_title_of_a_process_holds_a_secret(watched: Watched) -> None:
     assert any(b"pipeline.cli\0gateway" in line for line in watched.command_lines)
     assert any(b"initdb" in line for line in watched.command_lines), "the shortest of them was not seen"
-    assert holding(watched.needles, watched.command_lines) == []
+    assert holding(watched.names, watched.command_lines) == []
 
 
 def test_nothing_that_passes_through_redis_or_stays_there_is_secret(watched: Watched) -> None:
     assert any(b"generate.slice" in command for command in watched.redis_commands)
     assert any(b"task-succeeded" in command for command in watched.redis_commands)
-    assert holding(watched.needles, [*watched.redis_commands, watched.redis_content]) == []
+    assert holding(watched.names, [*watched.redis_commands, watched.redis_content]) == []
 
 
-def test_no_page_of_flower_shows_a_secret(watched: Watched) -> None:
-    assert holding(watched.needles, watched.pages.values()) == []
+def test_no_page_of_flower_shows_a_secret_and_its_memory_holds_none(watched: Watched) -> None:
+    assert holding(watched.names, watched.pages.values()) == []
+    memory = {path.name: path.read_bytes() for path in (watched.stack.data_dir / "flower").iterdir()}
+    assert any(b"generate.slice" in content for content in memory.values())
+    assert holding(watched.names, memory.values()) == []
+
+
+def test_no_span_holds_a_secret(watched: Watched) -> None:
+    names = {span.name for span in watched.receiver.spans}
+    assert {"POST /v1/batches", "batch.prepare", "slice.attempt", "outcomes.record", "batch.finalize"} <= names
+    assert {span.process for span in watched.receiver.spans} == {"gateway", "control", "group-0"}
+    assert holding(watched.names, watched.receiver.bodies) == []
 
 
 def test_no_error_repeats_a_secret(watched: Watched) -> None:
@@ -195,7 +230,7 @@ def test_another_user_of_the_machine_finds_nothing(watched: Watched, tmp_path: P
 def test_what_holds_secrets_is_its_owners_alone(watched: Watched) -> None:
     data_dir = DataDir(watched.stack.data_dir)
     private = [data_dir.secrets_file, data_dir.state_file, data_dir.redis / "redis.conf", data_dir.logs, data_dir.blobs]
-    for path in [*private, data_dir.postgres]:
+    for path in [*private, data_dir.postgres, data_dir.root / "flower"]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     for process in processes_of(watched.stack_id):
         assert stat.S_IMODE(Path(f"/proc/{process.pid}/environ").stat().st_mode) == 0o400
