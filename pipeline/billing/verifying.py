@@ -214,8 +214,8 @@ def _check_texts(
     if proofs.tokenizer is None:
         return
     shown = line["response"]["body"]["choices"]
-    if len(shown) != len(choices):
-        raise _Wrong("wrong_text", f"The answer has {len(shown)} choices, the receipt {len(choices)}.")
+    if sorted(choice["index"] for choice in shown) != list(range(len(choices))):
+        raise _Wrong("wrong_text", f"The answer has not each of the receipt's {len(choices)} choices once.")
     for choice in shown:
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         token_ids = choices[choice["index"]]

@@ -53,9 +53,7 @@ def verify(
             verify_lines(file, proofs, found)
         faults += [(str(path), fault) for fault in found.faults[num_before:]]
     if invoice is not None:
-        receipts = _json(invoice).get("receipts") or {}
-        wrong = verify_root(found, int(receipts.get("count", 0)), receipts.get("merkle_root"))
-        faults += [(str(invoice), fault) for fault in wrong]
+        faults += [(str(invoice), fault) for fault in verify_root(found, *_receipts_of(invoice))]
     amounts = {currency: exact_text(amount, currency) for currency, amount in sorted(found.amounts.items())}
     if as_json:
         record = {
@@ -121,6 +119,14 @@ def _public_key(path: Path) -> str:
     if text.lstrip().startswith("{"):
         text = str(_json(path).get("public_key"))
     return text
+
+
+def _receipts_of(invoice: Path) -> tuple[int, str | None]:
+    """How many receipts an invoice names, and its root over them."""
+    receipts = _json(invoice).get("receipts") or {"count": 0}
+    if not isinstance(receipts, dict) or not isinstance(receipts.get("count"), int):
+        raise UserError(f"{invoice} is no invoice: give what `ryzanstein bill report --format json` wrote.")
+    return receipts["count"], receipts.get("merkle_root")
 
 
 def _json(path: Path) -> dict[str, Any]:

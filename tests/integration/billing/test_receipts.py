@@ -24,6 +24,7 @@ from pipeline.billing.reports import Month
 from pipeline.billing.revisions import revisions_of
 from pipeline.billing.verifying import Proofs, Verification, verify_lines, verify_root
 from pipeline.cli import app
+from pipeline.errors import UserError
 from pipeline.jobs.finalizing import finalize
 from pipeline.jobs.lines import stream_view
 from pipeline.jobs.preparing import prepare
@@ -149,6 +150,8 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "tokens that are none": ("wrong_tokens", _set("receipt", "output_token_ids")("!")),
     "text": ("wrong_text", _set("response", "body", "choices", 2, "text")("something else")),
     "choices": ("wrong_text", _set("response", "body", "choices")(lambda choices: choices[:2])),
+    "a choice that is none": ("wrong_text", _set("response", "body", "choices", 2, "index")(3)),
+    "another choice": ("wrong_text", _set("response", "body", "choices", 2, "index")(-1)),
     "shape": ("incomplete", _set("response", "body", "usage")(None)),
     "other tokens, signed again": ("wrong_count", _other_tokens),
     "amount, signed again": ("wrong_amount", _set("receipt", "payload", "amount")("9")),
@@ -209,6 +212,10 @@ def test_an_invoice_prints_the_root_of_its_receipts(bench: Bench, tmp_path: Path
     said = json.loads(proved.stdout)
     assert (said["proved"], said["faults"]) == (8, [])
     assert Decimal(said["amounts"]["USD"]) == sum(found.amounts.values())
+    for content in ("[1]", '{"receipts": 8}', '{"receipts": {"count": "many"}}'):
+        (other := tmp_path / "other.json").write_text(content)
+        wrong = CliRunner().invoke(app, ["verify", *files, *options, "--invoice", str(other)])
+        assert isinstance(wrong.exception, UserError), content
     doubled = CliRunner().invoke(app, ["verify", files[0], files[0], *options])
     assert doubled.exit_code == 3
     assert f"{files[0]}:1: doubled" in doubled.stdout
