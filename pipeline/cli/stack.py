@@ -196,6 +196,7 @@ def _show(found: dict[str, Any], as_json: bool, footer: str | None = None) -> No
         "",
         f"  base_url   {found['base_url']}",
         f"  api_key    {found['api_key']}",
+        f"  Console    {found['base_url'].removesuffix('/v1')}/console  (sign in with the key)",
         f"  Flower     {found['flower_url']}  (user {found['flower_user']}, password {found['flower_password']})",
         f"  data       {found['data_dir']}",
         "",
