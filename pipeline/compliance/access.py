@@ -86,14 +86,24 @@ def check_redis_user(inspection: Inspection) -> Iterator[Evidence]:
 
 
 def check_flower(inspection: Inspection) -> Iterator[Evidence]:
-    password = inspection.settings.flower_password
-    if password is None:
+    settings = inspection.settings
+    password = settings.flower_password
+    if not settings.flower_read_only:
+        yield gap(
+            "whoever signs in to Flower may stop workers and send tasks to them",
+            f"Leave {PREFIX}FLOWER_READ_ONLY unset.",
+        )
+    if password is None and settings.flower_auth != "basic":
+        yield met(
+            f"people sign in to Flower through {settings.flower_auth}, those alone that its settings name"
+        )
+    elif password is None:
         yield met("Flower has no password in these settings, without which it does not start")
     elif len(password.get_secret_value()) < _SHORT_PASSWORD:
         advice = f"Set {PREFIX}FLOWER_PASSWORD to 32 random letters and digits."
         yield gap(f"Flower's password has fewer than {_SHORT_PASSWORD} characters", advice)
     else:
-        yield met("Flower is read-only and asks for a password, but for its /metrics and /healthcheck")
+        yield met("Flower asks for a password, for its metrics as well")
 
 
 def check_data_dir(inspection: Inspection) -> Iterator[Evidence]:

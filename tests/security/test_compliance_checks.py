@@ -92,6 +92,11 @@ def test_a_short_password_of_flower_is_a_gap() -> None:
     assert len(gaps(access.check_flower, flower_password="short")) == 1
 
 
+def test_a_flower_that_may_change_things_is_a_gap() -> None:
+    assert len(gaps(access.check_flower, flower_password=new_password(), flower_read_only=False)) == 1
+    assert gaps(access.check_flower, flower_auth="okta") == []
+
+
 def test_a_data_folder_that_others_may_read_is_a_gap(tmp_path: Path) -> None:
     secrets = tmp_path / "secrets.json"
     secrets.touch(mode=0o600)
