@@ -258,3 +258,4 @@ _PARTS: Final[dict[str, Callable[[Engine], int]]] = {
     "due_webhooks": send_due,
     "old_webhook_events": forget_old,
 }
+PARTS: Final = tuple(_PARTS)

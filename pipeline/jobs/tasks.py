@@ -14,6 +14,7 @@ from pipeline.celery import CANCEL, DELIVER, DRAFT, FINALIZE, KEEP_UP, LOOK_AT_B
 from pipeline.errors import PipelineError
 from pipeline.jobs import cancelling, finalizing, outbox, preparing, quoting, sweeping, upkeep
 from pipeline.telemetry.logs import summarize_error
+from pipeline.telemetry.metrics.tasks import TASKS
 from pipeline.webhooks import delivering
 
 log = structlog.get_logger(__name__)
@@ -30,13 +31,16 @@ def _task(name: str) -> Callable[[Callable[..., dict[str, Any]]], Any]:
         @functools.wraps(function)
         def run(*args: str) -> dict[str, Any]:
             try:
-                return function(*args)
+                # Whatever is logged meanwhile says of which task.
+                with structlog.contextvars.bound_contextvars(task=name), TASKS.run(name):
+                    return function(*args)
             except DBAPIError as error:  # PostgreSQL is away or overloaded: the next sweep begins again
                 log.warning("task failed", task=name, args=args, reason=summarize_error(error))
             except Exception as error:  # told apart from the above by its traceback
                 log.error("task failed", task=name, args=args, exc_info=error)
             raise ControlTaskError
 
+        TASKS.know(name)
         return app.task(name=name, throws=(ControlTaskError,))(run)
 
     return register
@@ -69,7 +73,9 @@ def quote(quote_id: str) -> dict[str, Any]:
 @_task(SWEEP)
 def sweep() -> dict[str, Any]:
     """Set right what a lost message, a dead group or the clock has left."""
-    return sweeping.sweep()
+    done = sweeping.sweep()
+    TASKS.swept(sweeping.PARTS, done)
+    return done
 
 
 @_task(RELAY)

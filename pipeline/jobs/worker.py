@@ -9,8 +9,14 @@ from typing import Final
 from pipeline.celery import CONTROL_QUEUE, app
 from pipeline.checks.starting import check_at_start
 from pipeline.jobs.beat import Beat
-from pipeline.settings import get_settings
+from pipeline.settings import PREFIX, Settings, get_settings
+from pipeline.tables.session import get_engine
 from pipeline.telemetry.logs import configure_logging
+from pipeline.telemetry.metrics.registry import make_registry
+from pipeline.telemetry.metrics.server import MetricsServer
+from pipeline.telemetry.metrics.service.metrics import ServiceMetrics
+from pipeline.telemetry.metrics.targets import announce
+from pipeline.telemetry.metrics.tasks import TASKS
 from pipeline.telemetry.tracing import configure_tracing
 from pipeline.worker_pool import TaskPool
 
@@ -23,6 +29,7 @@ def run_control_worker() -> None:
     configure_logging("control")
     configure_tracing("control", get_settings())
     check_at_start()
+    _show_metrics(get_settings())
     app.steps["worker"].add(Beat)
     worker = app.Worker(
         hostname=f"control@{socket.gethostname()}",
@@ -36,3 +43,14 @@ def run_control_worker() -> None:
     )
     worker.start()
     sys.exit(worker.exitcode)
+
+
+def _show_metrics(settings: Settings) -> None:
+    """Until the process ends. Raises UserError if the port is taken."""
+    registry = make_registry(get_engine())
+    for collector in (TASKS, ServiceMetrics(settings)):
+        registry.register(collector)
+    server = MetricsServer(
+        settings.metrics_host, settings.control_metrics_port, registry, PREFIX + "CONTROL_METRICS_PORT"
+    )
+    announce(settings, "control", "control", settings.metrics_host, server.port)
