@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipeline.cli.connecting import DATA_DIR, JSON, TENANT, decimal_of, find_tenant_id, open_database
-from pipeline.errors import UserError
+from pipeline.cli.connecting import DATA_DIR, JSON, TENANT, decimal_of, find_key_id, find_tenant_id, open_database
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from pipeline.billing.budgets import BudgetState
 
 _CURRENCY = typer.Option("USD", help="Code of ISO 4217; what is priced in another does not count.")
@@ -49,11 +46,11 @@ def set_budget(
     if project is not None and key is not None:
         raise typer.BadParameter("A budget is of a project or of a key, not of both.", param_hint="--key")
     with open_database(data_dir) as session:
-        tenant_id = find_tenant(session, tenant).id
+        owner = find_tenant(session, tenant)
         scope = Scope(
-            tenant_id=tenant_id,
-            project_id=find_project(session, tenant_id, project).id if project is not None else None,
-            api_key_id=_key_of(session, tenant_id, key) if key is not None else None,
+            tenant_id=owner.id,
+            project_id=find_project(session, owner.id, project).id if project is not None else None,
+            api_key_id=find_key_id(session, owner, key) if key is not None else None,
         )
         budget = set_it(
             session,
@@ -107,15 +104,6 @@ def make_prepaid(
         tenant_id = find_tenant(session, tenant).id
         budget = limit_to_credit(session, tenant_id, currency)
     typer.echo(json.dumps({"id": budget.id}) if as_json else budget.id)
-
-
-def _key_of(session: Session, tenant_id: str, reference: str) -> str:
-    from pipeline.tenancy.keys import find_key
-
-    key = find_key(session, reference)
-    if key.tenant_id != tenant_id:
-        raise UserError(f"The key {key.id} is of another tenant.")
-    return key.id
 
 
 def _record(state: BudgetState, names: dict[str, str]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from sqlalchemy.orm import Session
 
+    from pipeline.tables import Tenant
+
 DATA_DIR = typer.Option(
     None, "--data-dir", envvar="RYZANSTEIN_DATA_DIR", help="Folder of a running stack, whose addresses are used."
 )
@@ -118,6 +120,16 @@ def find_tenant_id(session: Session, name: str | None) -> str | None:
     from pipeline.tenancy.tenants import find_tenant
 
     return None if name is None else find_tenant(session, name).id
+
+
+def find_key_id(session: Session, tenant: Tenant, reference: str) -> str:
+    """The id of a key of this tenant, by what `find_key` takes. Raises UnknownKeyError."""
+    from pipeline.tenancy.keys import UnknownKeyError, find_key
+
+    key = find_key(session, reference)
+    if key.tenant_id != tenant.id:
+        raise UnknownKeyError(f"The key is none of the tenant {tenant.name!r}.")
+    return key.id
 
 
 def use_stack(data_dir: Path) -> None:

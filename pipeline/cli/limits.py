@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from pipeline.cli.connecting import DATA_DIR, JSON, TENANT, find_tenant_id, open_database
+from pipeline.cli.connecting import DATA_DIR, JSON, TENANT, find_key_id, find_tenant_id, open_database
 from pipeline.errors import UserError
 
 #: What stands for no limit of the tenant's own.
@@ -38,7 +38,6 @@ def set_limits(
 ) -> None:
     """Set limits of a tenant; those that are not given stay."""
     from pipeline.tenancy import limits
-    from pipeline.tenancy.keys import UnknownKeyError, find_key
     from pipeline.tenancy.tenants import find_tenant
 
     rates = _given({"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute})
@@ -49,14 +48,12 @@ def set_limits(
             "--enqueued-tokens and --enqueued-batches."
         )
     with open_database(data_dir) as session:
-        owner = find_tenant(session, tenant).id
-        key_id = None if key is None else find_key(session, key)
-        if key_id is not None and key_id.tenant_id != owner:
-            raise UnknownKeyError(f"The key is none of the tenant {tenant!r}.")
+        owner = find_tenant(session, tenant)
+        key_id = None if key is None else find_key_id(session, owner, key)
         if rates:
-            limits.set_rate_limits(session, owner, rates, api_key_id=None if key_id is None else key_id.id)
+            limits.set_rate_limits(session, owner.id, rates, api_key_id=key_id)
         if queues:
-            limits.set_queue_limits(session, owner, queues, model=model)
+            limits.set_queue_limits(session, owner.id, queues, model=model)
     typer.echo(json.dumps({"tenant": tenant, **rates, **queues}) if as_json else f"Limits of {tenant} are set.")
 
 

@@ -136,6 +136,9 @@ def test_limits_are_set_and_listed(database: Engine) -> None:
 
     run("keys", "create", "--tenant", "globex")
     assert "none of the tenant" in mistake("limits", "set", "globex", "--key", key, "--requests-per-minute", "1")
+    assert "none of the tenant" in mistake("budgets", "set", "globex", "5", "--key", key)
+    budget = printed("budgets", "set", "acme", "5", "--key", key)["id"]
+    assert [(one["id"], one["scope"]) for one in printed("budgets", "list")] == [(budget, key)]
     assert "Give at least one limit" in mistake("limits", "set", "acme")
     assert "Give at least one limit" in mistake("limits", "set", "acme", "--model", "m", "--tokens-per-minute", "1")
     assert "is '-1': give a number" in mistake("limits", "set", "acme", "--enqueued-tokens=-1")
