@@ -94,9 +94,7 @@ def check_flower(inspection: Inspection) -> Iterator[Evidence]:
             f"Leave {PREFIX}FLOWER_READ_ONLY unset.",
         )
     if password is None and settings.flower_auth != "basic":
-        yield met(
-            f"people sign in to Flower through {settings.flower_auth}, those alone that its settings name"
-        )
+        yield met(f"people sign in to Flower through {settings.flower_auth}, those alone that its settings name")
     elif password is None:
         yield met("Flower has no password in these settings, without which it does not start")
     elif len(password.get_secret_value()) < _SHORT_PASSWORD:

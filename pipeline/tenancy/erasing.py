@@ -92,6 +92,8 @@ _HAS_CONTENT: Final = text("""
         OR EXISTS (SELECT FROM quotes WHERE tenant_id = :tenant_id AND (errors IS NOT NULL OR status = 'computing'))
         OR EXISTS (SELECT FROM idempotency_keys WHERE tenant_id = :tenant_id)
         OR EXISTS (SELECT FROM idempotent_answers WHERE tenant_id = :tenant_id)
+        OR EXISTS (SELECT FROM webhook_endpoints WHERE tenant_id = :tenant_id)
+        OR EXISTS (SELECT FROM webhook_events WHERE tenant_id = :tenant_id)
 """)
 _COUNTS: Final = text("""
     SELECT (SELECT count(*) FROM batches WHERE tenant_id = :tenant_id) AS batches,

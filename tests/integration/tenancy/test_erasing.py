@@ -274,18 +274,25 @@ def test_a_quote_that_is_computed_meanwhile_quotes_no_line_afterwards(
     assert sql(bench.engine, "SELECT status, errors FROM quotes") == [("failed", None)]
 
 
-def test_an_answer_that_is_kept_meanwhile_is_erased_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "late",
+    [
+        "INSERT INTO idempotent_answers VALUES (:tenant_id, '', 'cancel_batch', 'k', 'x', :secret)",
+        "INSERT INTO webhook_endpoints (id, tenant_id, name, url, event_types, secret_hint)"
+        " VALUES ('w', :tenant_id, :secret, 'https://example.com', '{}', 'x')",
+    ],
+)
+def test_what_a_call_leaves_meanwhile_is_erased_too(bench: Bench, monkeypatch: pytest.MonkeyPatch, late: str) -> None:
     run(bench)
     erase_batches = erasing._erase_batches
-    late = ["cancel_batch"]
+    calls = [late]
 
-    def erase_and_answer(engine: Engine, tenant_id: str) -> None:
+    def erase_before_a_call_ends(engine: Engine, tenant_id: str) -> None:
         erase_batches(engine, tenant_id)
-        if late:
-            values = {"tenant_id": tenant_id, "route": late.pop(), "key": SECRET}
-            sql(engine, "INSERT INTO idempotent_answers VALUES (:tenant_id, '', :route, :key, 'x', :key)", **values)
+        if calls:
+            sql(engine, calls.pop(), tenant_id=tenant_id, secret=SECRET)
 
-    monkeypatch.setattr(erasing, "_erase_batches", erase_and_answer)
+    monkeypatch.setattr(erasing, "_erase_batches", erase_before_a_call_ends)
     erase_tenant(bench.tenant.id)
 
     assert says_secret(bench.engine) == set()
