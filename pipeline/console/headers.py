@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.console.failures import failure_page
-from pipeline.gateway.errors import internal_error
+from pipeline.gateway.errors import ApiError, internal_error
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +29,15 @@ _POLICY: Final = "; ".join(
         "base-uri 'none'",
     )
 )
+
+
+def refusal_page(error: ApiError) -> ASGIApp:
+    """What the gateway answers with before the console has seen the request."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await failure_page(Request(scope), error)(scope, receive, send)
+
+    return HeadersMiddleware(answer)
 
 
 class HeadersMiddleware:

@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.gateway.errors import ApiError, internal_error, unavailable
@@ -39,6 +38,15 @@ def is_upload(scope: Scope) -> bool:
 
 def writes_blob(scope: Scope) -> bool:
     return is_upload(scope) or (scope["method"] == "POST" and scope["path"].endswith("/retry"))
+
+
+def _refusal(scope: Scope, error: ApiError) -> ASGIApp:
+    """JSON, and within the console a page."""
+    if scope["path"].startswith("/console/"):
+        from pipeline.console.headers import refusal_page  # which is made of parts of the gateway
+
+        return refusal_page(error)
+    return error.response()
 
 
 class RequestMiddleware:
@@ -112,7 +120,7 @@ class LimitsMiddleware:
             return
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             error = ApiError(400, "The address of this request contains a NUL character.", code="invalid_url")
-            await error.response()(scope, receive, send)
+            await _refusal(scope, error)(scope, receive, send)
             return
         if is_upload(scope):
             await self.app(scope, receive, send)
@@ -122,7 +130,7 @@ class LimitsMiddleware:
         )
         num_said = Headers(scope=scope).get("content-length", "0")
         if num_said.isdigit() and int(num_said) > MAX_JSON_BYTES:
-            await too_large.response()(scope, receive, send)
+            await _refusal(scope, too_large)(scope, receive, send)
             return
         num_bytes = 0
 
@@ -174,11 +182,11 @@ class DeadlineMiddleware:
         self._abandoned.add(work)
         work.add_done_callback(self._forget)
         log.error("no answer in time", method=scope["method"], path=scope["path"], seconds=limit)
-        response: Response = unavailable(
+        error = unavailable(
             "A server behind this service does not answer at the moment. Try again; what you asked for may or may not "
             "have been done."
-        ).response()
-        await response(scope, receive, send)
+        )
+        await _refusal(scope, error)(scope, receive, send)
 
     def _forget(self, work: asyncio.Future[None]) -> None:
         self._abandoned.discard(work)

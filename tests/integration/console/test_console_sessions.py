@@ -8,11 +8,12 @@ from pathlib import Path
 import httpx2
 import pytest
 from console_pages import Person, sign_in, text_of
-from running_gateways import Tenant
+from running_gateways import Tenant, serve
 from seeds import sql
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from pipeline.console.signing_in import COOKIE
+from pipeline.gateway import create_app
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import authenticate, revoke_key
 
@@ -190,3 +191,18 @@ def test_a_key_without_the_scope_sees_what_it_lacks(enter: Callable[..., Person]
     shown = person.page("/console/batches", 403)
     assert "batches:read" in shown
     assert 'href="/console/batches"' not in person.get("/console/batches").text
+
+
+def test_a_page_says_so_where_the_database_hangs_or_a_form_is_too_long(acme: Tenant, database: Engine) -> None:
+    with serve(create_app(answer_seconds=0.5)) as address:
+        person = sign_in(address, acme.key)
+        with database.begin() as conn:
+            conn.execute(text("LOCK TABLE console_sessions"))
+            answer = person.get("/console/batches")
+        assert answer.status_code == 503
+        assert "does not answer at the moment" in text_of(answer)
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        answer = person.http.post("/console/sign-out", data={"csrf_token": "x" * 2 * 1024**2})
+        assert answer.status_code == 413
+        assert "1048576 bytes at most" in text_of(answer)
+        person.http.close()
