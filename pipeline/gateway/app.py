@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 
 from pipeline.gateway import (
     batch_actions,
+    batch_events,
     batches,
     budgets,
     explanations,
@@ -29,6 +30,7 @@ from pipeline.gateway.middleware import (
     LimitsMiddleware,
     RequestMiddleware,
 )
+from pipeline.gateway.progress_feed import ProgressFeed
 from pipeline.gateway.tracing import TracingMiddleware
 from pipeline.schemas.errors import ErrorResponse
 from pipeline.settings import get_settings
@@ -55,11 +57,13 @@ def create_app(
     )
     app.state.failed_keys = FailedKeys(get_settings().key_failures_per_minute)
     app.state.rate_limits = RateLimits(get_settings())
+    app.state.progress = ProgressFeed()
     for resource in (
         files,
         quotes,
         batches,
         batch_actions,
+        batch_events,
         explanations,
         models,
         usage,

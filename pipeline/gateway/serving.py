@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from types import FrameType
+
 import uvicorn
 
 from pipeline.checks.starting import check_at_start
@@ -14,6 +18,16 @@ from pipeline.telemetry.tracing import configure_tracing
 
 #: Answers that are being sent when the process is asked to end are given this long; downloads are what takes longer.
 _GRACEFUL_SECONDS = 20
+#: Exit code where it could not listen, as uvicorn has it.
+_STARTUP_FAILURE = 3
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of events as soon as it is asked to end: they would go on for as long as their batches."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.progress.close()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
 
 
 def run_gateway(host: str, port: int) -> None:
@@ -29,7 +43,7 @@ def run_gateway(host: str, port: int) -> None:
         PREFIX + "GATEWAY_METRICS_PORT",
     )
     announce(settings, "gateway", "gateway", settings.metrics_host, server.port)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -38,3 +52,8 @@ def run_gateway(host: str, port: int) -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,
     )
+    gateway = _Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # raised again at the end, by whoever ended it from a terminal
+        gateway.run()
+    if not gateway.started:
+        sys.exit(_STARTUP_FAILURE)

@@ -252,6 +252,19 @@ class World:
 
         self.tick_until(is_ready)
 
+    def watch(self, name: str) -> None:
+        """An event, and a look of the feed."""
+        path = f"/v1/batches/{self.batches[name]}/events"
+
+        def hear() -> str:
+            with self.tenant.http.stream("GET", path, params={"timeout": 2}) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise openai.InternalServerError("again", response=response, body=None)
+                return "".join(response.iter_text())
+
+        assert "data: " in again(hear)
+
     def read_invoice(self) -> None:
         client, now = self.tenant.client, datetime.now(UTC)
 
@@ -290,6 +303,7 @@ class World:
             engine.answers = False
             self.submit("late", request_lines(4, prompt=[5, 6]))
             self.tick_until(lambda: bool(engine.running))
+            self.watch("late")
             self.tick_until(lambda: self.has_lost_lease(engine))
             with transaction(self.database) as session, contextlib.suppress(UnknownGroupError):
                 want_drain(session, "group-0", is_wanted=True)

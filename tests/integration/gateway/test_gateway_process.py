@@ -95,11 +95,21 @@ def test_what_is_over_the_limit_is_refused_before_it_is_sent(gateway: Gateway) -
 
 def test_the_process_ends_in_order_and_has_logged_no_secret(gateway: Gateway) -> None:
     gateway.tenant.http.get("/v1/files", params={"purpose": "mine"}, headers={"x-request-id": "mine-1"})
+    file = gateway.tenant.client.files.create(file=("in.jsonl", b"{}"), purpose="batch")
+    batch = gateway.tenant.client.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+    )
+    with gateway.tenant.http.stream("GET", f"/v1/batches/{batch.id}/events") as stream:
+        lines_of_stream = stream.iter_lines()
+        assert next(lines_of_stream) == "retry: 2000"
 
-    gateway.process.send_signal(signal.SIGTERM)
+        gateway.process.send_signal(signal.SIGTERM)
+
+        assert f'"batch_id":"{batch.id}"' in "".join(lines_of_stream), "it ends as it should"
 
     assert gateway.process.wait(30) in (0, -signal.SIGTERM)
     log = gateway.log_path.read_text()
+    assert "graceful" not in log, "streams are waited for"
     assert gateway.tenant.key.rsplit("_", 1)[1] not in log
     assert "purpose" not in log
     lines = [json.loads(line) for line in log.splitlines()]

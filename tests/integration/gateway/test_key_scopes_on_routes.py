@@ -25,6 +25,7 @@ SCOPES: Final[dict[tuple[str, str], Scope | None]] = {
     ("POST", "/v1/batches/{batch_id}/pause"): Scope.BATCHES_WRITE,
     ("POST", "/v1/batches/{batch_id}/resume"): Scope.BATCHES_WRITE,
     ("POST", "/v1/batches/{batch_id}/retry"): Scope.BATCHES_WRITE,
+    ("GET", "/v1/batches/{batch_id}/events"): Scope.BATCHES_READ,
     ("GET", "/v1/batches/{batch_id}/explain"): Scope.BATCHES_READ,
     ("POST", "/v1/batches/quote"): Scope.BATCHES_WRITE,
     ("GET", "/v1/batches/quote/{quote_id}"): Scope.BATCHES_READ,
