@@ -11,6 +11,7 @@ from pipeline.checks.starting import check_at_start
 from pipeline.jobs.beat import Beat
 from pipeline.settings import PREFIX, Settings, get_settings
 from pipeline.tables.session import get_engine
+from pipeline.telemetry.flower_metrics import PATH, read_flower_metrics
 from pipeline.telemetry.logs import configure_logging
 from pipeline.telemetry.metrics.registry import make_registry
 from pipeline.telemetry.metrics.server import MetricsServer
@@ -51,6 +52,10 @@ def _show_metrics(settings: Settings) -> None:
     for collector in (TASKS, ServiceMetrics(settings)):
         registry.register(collector)
     server = MetricsServer(
-        settings.metrics_host, settings.control_metrics_port, registry, PREFIX + "CONTROL_METRICS_PORT"
+        settings.metrics_host,
+        settings.control_metrics_port,
+        registry,
+        PREFIX + "CONTROL_METRICS_PORT",
+        others={PATH: lambda: read_flower_metrics(settings)},
     )
     announce(settings, "control", "control", settings.metrics_host, server.port)

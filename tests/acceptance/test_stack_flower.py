@@ -16,6 +16,8 @@ from browsers import keep_screenshot
 from playwright.sync_api import Page, expect
 from stacks import RunningStack, wait_for
 
+from pipeline.telemetry.metrics.targets import read_targets
+
 
 def get(stack: RunningStack, path: str) -> Any:
     login = f"{stack.report['flower_user']}:{stack.report['flower_password']}"
@@ -37,6 +39,10 @@ def test_flower_shows_the_workers_their_queues_and_readable_tasks(stack: Running
         return expected <= {(task["name"], task["args"]) for task in tasks if task["state"] == "SUCCESS"}
 
     wait_for(are_shown, "the tasks of the batch")
+
+    control = read_targets(stack.data_dir)["control"]
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{control}/flower", timeout=10) as page:
+        assert b'task="generate.slice"' in page.read()
 
     # Flower asks the workers about themselves now and then.
     wait_for(

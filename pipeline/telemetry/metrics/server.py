@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Final
@@ -15,12 +16,24 @@ from pipeline.telemetry.metrics.registry import CONTENT_TYPE, render
 #: A client that sends its request more slowly is not waited for, in seconds.
 _CLIENT_SECONDS: Final = 5.0
 
+_NOTHING: Final[Mapping[str, Callable[[], bytes | None]]] = {}
+
 
 class MetricsServer:
     """Answers in threads of its own, whatever the process is busy with. Asks for no key: see `metrics_host`."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, setting: str) -> None:
-        """Port 0 takes any free one. Raises UserError, which names the setting, if the port is taken."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        setting: str,
+        others: Mapping[str, Callable[[], bytes | None]] = _NOTHING,
+    ) -> None:
+        """Port 0 takes any free one. Raises UserError, which names the setting, if the port is taken.
+
+        `others` are pages that come from elsewhere, by path; one that gives None can't be had now.
+        """
         try:
             self._server = _Server((host, port), _Handler)
         except OSError as error:
@@ -28,7 +41,7 @@ class MetricsServer:
                 f"Can't listen on {host}:{port} for metrics ({error.strerror}). Set {setting} to a free port; 0 takes "
                 "any."
             ) from None
-        self._server.registry = registry
+        self._server.registry, self._server.others = registry, others
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
 
@@ -45,6 +58,7 @@ class MetricsServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     registry: CollectorRegistry
+    others: Mapping[str, Callable[[], bytes | None]]
 
     def server_bind(self) -> None:
         """Without asking the name service what this address is called, which may take its time."""
@@ -61,6 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/metrics":
             self._answer(200, render(self.server.registry))
+        elif self.path in self.server.others:
+            page = self.server.others[self.path]()
+            self._answer(502, b"It does not answer.\n") if page is None else self._answer(200, page)
         else:
             self._answer(404, b"Ask for /metrics.\n")
 

@@ -10,15 +10,17 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import SecretStr
 from running_flower import PASSWORD, RunningFlower, get, status, wait_for
 from sqlalchemy import Engine
 
 from pipeline.celery import RELAY, SWEEP, app, queue
 from pipeline.errors import ConfigurationError
-from pipeline.processes import spawn, stop
+from pipeline.processes import free_port, spawn, stop
 from pipeline.settings import Settings, get_settings
 from pipeline.telemetry.flower_access import access_options
 from pipeline.telemetry.flower_events import SAVE_MS, LastingEvents, state_file
+from pipeline.telemetry.flower_metrics import read_flower_metrics
 
 
 @pytest.fixture
@@ -85,6 +87,12 @@ def test_nobody_looks_without_the_password_and_nobody_may_change_anything(
     assert status(f"{flower.url}/api/task/send-task/{RELAY}", PASSWORD, "POST") == 403
     assert PASSWORD not in " ".join(psutil.Process(flower.process.pid).cmdline())
 
+    # Control's port shows its metrics to who has no password.
+    settings = get_settings()
+    assert b"flower_" in (read_flower_metrics(settings) or b"")
+    assert read_flower_metrics(settings.model_copy(update={"flower_password": SecretStr("wrong")})) is None
+    assert read_flower_metrics(settings.model_copy(update={"flower_port": free_port()})) is None
+
 
 def test_a_memory_that_is_spoiled_is_put_aside_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "events"
@@ -103,6 +111,17 @@ def test_a_memory_that_is_spoiled_is_put_aside_with_a_word(tmp_path: Path, caplo
     assert len(events.state.tasks) == 0
     assert "moving it aside" in caplog.text
     assert (tmp_path / "events.corrupt").exists()
+
+
+def test_the_end_of_a_task_of_which_the_beginning_was_not_heard_is_no_task_without_a_name() -> None:
+    events = LastingEvents(app, on_worker=lambda *_: None, io_loop=None, max_tasks_in_memory=10)
+    common = {"hostname": "control@vm", "timestamp": 1.0, "local_received": 1.0, "clock": 1, "pid": 1, "utcoffset": 0}
+
+    events.on_event({"type": "task-succeeded", "uuid": "a", "result": "", "runtime": 0.1, **common})
+    events.on_event({"type": "task-received", "uuid": "b", "name": SWEEP, "args": "", "kwargs": "", **common})
+    events.on_event({"type": "task-succeeded", "uuid": "b", "result": "", "runtime": 0.1, **common})
+
+    assert [(task.uuid, task.name, task.state) for task in events.state.tasks.values()] == [("b", SWEEP, "SUCCESS")]
 
 
 def test_a_memory_that_others_may_write_to_is_not_read(settings_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
