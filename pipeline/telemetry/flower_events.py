@@ -62,7 +62,7 @@ class LastingEvents(Events):  # type: ignore[misc]
     def on_event(self, event: dict[str, Any]) -> None:
         if event.get("name") in _UNSHOWN:
             self._unshown.append(event["uuid"])
-        if event.get("uuid") in self._unshown:
+        if event.get("uuid") in self._unshown or self._is_nameless(event):
             return
         super().on_event(event)
         self._num_events += 1
@@ -70,6 +70,10 @@ class LastingEvents(Events):  # type: ignore[misc]
             gc.collect()
         if event["type"].startswith("worker-"):
             self.io_loop.add_callback(self._on_worker, event["hostname"], event["type"] == "worker-online")
+
+    def _is_nameless(self, event: dict[str, Any]) -> bool:
+        """Whether it is of a task that began before anybody listened: nothing would be known of it but its id."""
+        return event["type"].startswith("task-") and "name" not in event and event["uuid"] not in self.state.tasks
 
     def save_state(self) -> None:
         """A disk that is full costs what was seen, and nothing else."""
