@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from pipeline.console.failures import not_found
 from pipeline.paging import Page, read_page
 from pipeline.tables import Batch, BatchStatus, File
-from pipeline.tables.batches import PAUSABLE
+from pipeline.tables.batches import PAUSABLE, PAUSED_BY_CLIENT
 from pipeline.tenancy.keys import Principal
 from pipeline.tenancy.scopes import is_in_project
 
@@ -31,6 +31,12 @@ _AT_WORK: Final = text("""
     WHERE s.batch_id = ANY(:batch_ids) AND s.status = 'claimed'
     GROUP BY s.batch_id
 """)
+# Who could work on a model.
+_GROUPS: Final = text("""
+    SELECT model, count(*) FILTER (WHERE state = 'ready') AS num_ready,
+           count(*) FILTER (WHERE state IN ('starting', 'restarting')) AS num_starting
+    FROM groups WHERE model = ANY(:models) GROUP BY model
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,9 @@ class BatchRow:
     num_slices_at_work: int
     #: Tokens that are computed for it at the moment, in and out.
     tokens_per_second: float
+    #: Of its model.
+    num_groups_ready: int = 0
+    num_groups_starting: int = 0
 
     @property
     def status(self) -> str:
@@ -59,6 +68,24 @@ class BatchRow:
     @property
     def is_paused(self) -> bool:
         return self.batch.status in PAUSABLE and self.batch.pause_reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        """In a few words, why nothing of it runs; its own page says all of it, with numbers."""
+        match self.status:
+            case "paused" if self.batch.pause_reason == PAUSED_BY_CLIENT:
+                return "by you"
+            case "paused":
+                return "a budget has no room"
+            case "waiting" if self.num_groups_ready:
+                return "other work comes first"
+            case "waiting" if self.num_groups_starting:
+                return "its groups are starting"
+            case "waiting":
+                return "no group works for its model"
+            case "validating":
+                return "its file is being read"
+        return None
 
     @property
     def num_done(self) -> int:
@@ -140,6 +167,8 @@ def rows_of(session: Session, batches: Sequence[Batch]) -> list[BatchRow]:
     running = [batch.id for batch in batches if batch.status is BatchStatus.IN_PROGRESS]
     found = session.execute(_AT_WORK, {"batch_ids": running}).all() if running else ()
     at_work = {row.batch_id: row for row in found}
+    models = sorted({batch.model for batch in batches if batch.status is BatchStatus.IN_PROGRESS and batch.model})
+    groups = {row.model: row for row in session.execute(_GROUPS, {"models": models})} if models else {}
     return [
         BatchRow(
             batch=batch,
@@ -147,6 +176,8 @@ def rows_of(session: Session, batches: Sequence[Batch]) -> list[BatchRow]:
             now=now,
             num_slices_at_work=at_work[batch.id].num_slices if batch.id in at_work else 0,
             tokens_per_second=float(at_work[batch.id].tokens_per_second) if batch.id in at_work else 0.0,
+            num_groups_ready=groups[batch.model].num_ready if batch.model in groups else 0,
+            num_groups_starting=groups[batch.model].num_starting if batch.model in groups else 0,
         )
         for batch in batches
     ]

@@ -53,7 +53,7 @@ def test_the_list_shows_how_batches_stand_and_is_narrowed(acme: Tenant, bench: B
     shown = person.page("/console/batches")
     assert shown.index(waiting) < shown.index(running), "the newest first"
     assert "1 of 3" in shown
-    assert "validating" in shown
+    assert "validating its file is being read" in shown
     assert 'data-refresh="5"' in person.get("/console/batches").text
     for query, found in {
         "status=in_progress": [running],
@@ -71,6 +71,16 @@ def test_the_list_shows_how_batches_stand_and_is_narrowed(acme: Tenant, bench: B
         assert [one for one in (running, waiting) if one in shown] == found, query
         if not found:
             assert "No such batches" in shown
+    prepare(waiting, bench.engine)
+    assert "waiting no group works for its model" in person.page("/console/batches")
+    for state, said in {"starting": "its groups are starting", "ready": "other work comes first"}.items():
+        sql(
+            bench.engine,
+            "INSERT INTO groups (id, model, state, pid, rank_pids, info) VALUES (:id, 'tiny', :state, 1, '[]', '{}')",
+            id=f"{state}@test",
+            state=state,
+        )
+        assert f"waiting {said}" in person.page("/console/batches")
 
 
 def test_a_list_has_pages(acme: Tenant, bench: Bench, person: Person) -> None:
