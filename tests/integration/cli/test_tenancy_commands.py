@@ -72,6 +72,20 @@ def test_a_key_of_a_project_is_made_rotated_and_ended_with_it(database: Engine) 
     assert [one["name"] for one in printed("tenants", "list")] == ["acme"]
 
 
+def test_a_key_of_an_operator_is_one_and_so_is_what_replaces_it(database: Engine) -> None:
+    plain = printed("keys", "create", "--tenant", "acme")
+    made = printed("keys", "create", "--tenant", "acme", "--operator")
+    again = printed("keys", "rotate", made["id"])
+    assert [key["is_operator"] for key in (plain, made, again)] == [False, True, True]
+    assert [who(key["key"]).is_operator for key in (plain, made, again)] == [False, True, True]
+    assert [key["is_operator"] for key in printed("keys", "list")] == [False, True, True]
+    assert "is_operator" in run("keys", "list").stdout
+    [(_, logged), *_] = sql(
+        database, "SELECT object, details ->> 'is_operator' FROM audit_log WHERE object = :id", id=made["id"]
+    )
+    assert logged == "true"
+
+
 def test_mistakes_about_keys_are_told_in_one_line(database: Engine) -> None:
     key = printed("keys", "create", "--tenant", "acme")["id"]
     assert "no project 'nope'. Projects: default" in mistake("keys", "create", "--tenant", "acme", "--project", "nope")
