@@ -62,18 +62,19 @@ class LastingEvents(Events):  # type: ignore[misc]
     def on_event(self, event: dict[str, Any]) -> None:
         if event.get("name") in _UNSHOWN:
             self._unshown.append(event["uuid"])
-        if event.get("uuid") in self._unshown or self._is_nameless(event):
-            return
-        super().on_event(event)
+        if event.get("uuid") not in self._unshown:
+            self.io_loop.add_callback(self._see, event)
+
+    def _see(self, event: dict[str, Any]) -> None:
+        """In the thread of Flower's loop, which its memory belongs to, in the order of the events."""
+        if event["type"].startswith("task-") and "name" not in event and event["uuid"] not in self.state.tasks:
+            return  # it began before anybody listened: nothing would be known of it but its id
+        self.state.event(event)
         self._num_events += 1
         if self._num_events % _EVENTS_PER_COLLECTION == 0:
             gc.collect()
         if event["type"].startswith("worker-"):
-            self.io_loop.add_callback(self._on_worker, event["hostname"], event["type"] == "worker-online")
-
-    def _is_nameless(self, event: dict[str, Any]) -> bool:
-        """Whether it is of a task that began before anybody listened: nothing would be known of it but its id."""
-        return event["type"].startswith("task-") and "name" not in event and event["uuid"] not in self.state.tasks
+            self._on_worker(event["hostname"], event["type"] == "worker-online")
 
     def save_state(self) -> None:
         """A disk that is full costs what was seen, and nothing else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,30 @@ def test_a_memory_that_is_spoiled_is_put_aside_with_a_word(tmp_path: Path, caplo
     assert (tmp_path / "events.corrupt").exists()
 
 
+class Loop:
+    """Runs what it is given when it is told to, as a loop may be behind the events that come."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[], None]] = []
+
+    def add_callback(self, callback: Callable[..., None], *args: Any) -> None:
+        self._waiting.append(partial(callback, *args))
+
+    def turn(self) -> None:
+        for callback in self._waiting:
+            callback()
+        self._waiting.clear()
+
+
 def test_the_end_of_a_task_of_which_the_beginning_was_not_heard_is_no_task_without_a_name() -> None:
-    events = LastingEvents(app, on_worker=lambda *_: None, io_loop=None, max_tasks_in_memory=10)
+    loop = Loop()
+    events = LastingEvents(app, on_worker=lambda *_: None, io_loop=loop, max_tasks_in_memory=10)
     common = {"hostname": "control@vm", "timestamp": 1.0, "local_received": 1.0, "clock": 1, "pid": 1, "utcoffset": 0}
 
     events.on_event({"type": "task-succeeded", "uuid": "a", "result": "", "runtime": 0.1, **common})
     events.on_event({"type": "task-received", "uuid": "b", "name": SWEEP, "args": "", "kwargs": "", **common})
     events.on_event({"type": "task-succeeded", "uuid": "b", "result": "", "runtime": 0.1, **common})
+    loop.turn()
 
     assert [(task.uuid, task.name, task.state) for task in events.state.tasks.values()] == [("b", SWEEP, "SUCCESS")]
 
