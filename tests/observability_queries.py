@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from deploy.grafana.boards import BOARDS
+from pipeline.telemetry.metrics.metric import Kind
+from pipeline.telemetry.metrics.vllm_names import VLLM_METRICS
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus" / "rules"
 #: Names of ours, and of vLLM's; and what Prometheus itself says of a target.
@@ -57,3 +59,15 @@ def board_queries() -> Iterator[Query]:
 def alert_queries() -> Iterator[Query]:
     for name, rule in all_alerts().items():
         yield Query(name, rule["expr"], is_alert=True)
+
+
+def vllm_queries(model: str) -> Iterator[Query]:
+    """What dashboards made for vLLM ask of each of its metrics."""
+    chosen = f'{{model_name="{model}", engine="0"}}'
+    for metric in VLLM_METRICS:
+        expr = {
+            Kind.GAUGE: f"{metric.name}{chosen}",
+            Kind.COUNTER: f"sum by (model_name) (rate({metric.name}{chosen}[1m]))",
+            Kind.HISTOGRAM: f"histogram_quantile(0.99, sum by (le) (rate({metric.name}_bucket{chosen}[1m])))",
+        }[metric.kind]
+        yield Query(metric.name, expr)
