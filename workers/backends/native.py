@@ -49,7 +49,7 @@ class NativeEngine:
     """Implements `protocol.Engine` over rank processes.
 
     A crash reports those requests as crashed that had begun to run, since one of them may be the cause. Those still
-    waiting for admission stay, and run when the ranks are back.
+    waiting for admission stay, and run when the ranks are back; where those don't come back, they end as aborted.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -305,7 +305,8 @@ class NativeEngine:
             self._state = EngineState.DEGRADED
             self._reason = f"{len(self._crashes)} crashes within {window:g} seconds, the last: {self._reason}"
             log.error("the engine takes nothing more", reason=self._reason)
-            self._report_crashed(list(self._in_flight), self._reason)
+            for request_id in list(self._in_flight):  # none has run since the crash: they are no suspects
+                self._end(Outcome(id=request_id, status=OutcomeStatus.ABORTED))
         return None
 
     def _backoff_seconds(self) -> float:

@@ -166,6 +166,16 @@ def test_an_engine_that_keeps_crashing_takes_nothing_more(start: Callable[..., N
     assert answer(engine, make_request("r", PROMPT))["r"].status is OutcomeStatus.CRASHED
 
 
+def test_what_waits_in_an_engine_that_takes_nothing_more_is_no_suspect(start: Callable[..., NativeEngine]) -> None:
+    engine = start(tp=1, max_crashes=1, max_num_sequences=1)
+    submit_and_wait_until_it_runs(engine, "running")
+    engine.submit(make_request("waiting", PROMPT))
+    os.kill(engine.health().rank_pids[0], signal.SIGKILL)
+    wait_for_state(engine, EngineState.DEGRADED)
+    statuses = {request_id: outcome.status for request_id, outcome in take(engine, 2).items()}
+    assert statuses == {"running": OutcomeStatus.CRASHED, "waiting": OutcomeStatus.ABORTED}
+
+
 def test_a_model_that_is_gone_at_a_restart_counts_as_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "FIRST_BACKOFF_SECONDS", 0.01)
     model = random_llama(tmp_path)
