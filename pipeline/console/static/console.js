@@ -34,8 +34,18 @@ showZones(document);
   const note = document.getElementById("refresh-note");
   let timer = 0;
 
-  const focusAgain = (element, id, href) => {
-    const found = id ? document.getElementById(id) : href && element.querySelector(`a[href="${CSS.escape(href)}"]`);
+  // What had the focus is gone; what takes its place is known by its id, its link or its form.
+  const focusAgain = (element, lost) => {
+    const action = lost.form && lost.form.getAttribute("action");
+    const is = (other) =>
+      lost.id
+        ? other.id === lost.id
+        : lost.hasAttribute("href")
+          ? other.getAttribute("href") === lost.getAttribute("href")
+          : Boolean(action) && Boolean(other.form) && other.form.getAttribute("action") === action;
+    const found = [...element.querySelectorAll("a, button, input, select, [tabindex]")].find(
+      (other) => other.tagName === lost.tagName && other.type !== "hidden" && is(other),
+    );
     if (found) found.focus({ preventScroll: true });
   };
 
@@ -46,7 +56,7 @@ showZones(document);
       const focused = element.contains(document.activeElement) ? document.activeElement : null;
       element.innerHTML = other.innerHTML;
       showZones(element);
-      if (focused) focusAgain(element, focused.id, focused.getAttribute("href"));
+      if (focused) focusAgain(element, focused);
     });
     main.dataset.refresh = fresh.getElementById("main").dataset.refresh;
   };

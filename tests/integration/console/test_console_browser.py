@@ -92,6 +92,10 @@ def test_a_dropped_file_becomes_a_batch_that_is_seen_to_run(page: Page, acme: Te
     bench.answer(bench.claim(), 5)
     expect(page.get_by_text("5 of 20 requests")).to_be_visible()
     accessible(page)
+    page.get_by_role("button", name="Cancel").focus()
+    assert person_pauses(acme, batch_id) == "client"
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()  # what is shown was exchanged
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#progress")).to_contain_text("cancelling")
@@ -99,6 +103,12 @@ def test_a_dropped_file_becomes_a_batch_that_is_seen_to_run(page: Page, acme: Te
         page.get_by_role("link", name=name, exact=True).click()
         accessible(page)
     assert acme.client.batches.retrieve(batch_id).status == "cancelling"
+
+
+def person_pauses(tenant: Tenant, batch_id: str) -> str:
+    """Elsewhere, by the API."""
+    answer = tenant.http.post(f"/v1/batches/{batch_id}/pause")
+    return str(answer.json()["pause_reason"])
 
 
 def test_errors_are_shown_on_their_lines_and_a_large_file_is_refused(page: Page, address: str) -> None:

@@ -193,6 +193,19 @@ def test_a_key_without_the_scope_sees_what_it_lacks(enter: Callable[..., Person]
     assert 'href="/console/batches"' not in person.get("/console/batches").text
 
 
+def test_pages_are_calls_that_are_limited(
+    set_before_start: Callable[[str, object], None], request: pytest.FixtureRequest
+) -> None:
+    set_before_start("TENANT_REQUESTS_PER_MINUTE", 3)
+    address: str = request.getfixturevalue("address")
+    person = sign_in(address, request.getfixturevalue("acme").key)
+    answers = [person.get("/console/batches") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert "Rate limit reached" in text_of(answers[2])
+    assert int(answers[2].headers["retry-after"]) > 0
+    person.http.close()
+
+
 def test_a_page_says_so_where_the_database_hangs_or_a_form_is_too_long(acme: Tenant, database: Engine) -> None:
     with serve(create_app(answer_seconds=0.5)) as address:
         person = sign_in(address, acme.key)
