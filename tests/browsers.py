@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
 __all__ = ["browser", "open_page"]
@@ -71,3 +73,21 @@ def keep_screenshot(page: Page, name: str) -> bytes:
         assert len(picture) <= MAX_PICTURE_BYTES, f"{name} has {len(picture)} bytes; {MAX_PICTURE_BYTES} are the limit"
         Path(folder, name).write_bytes(picture)
     return picture
+
+
+def check_accessible(page: Page) -> None:
+    """Of the rules of WCAG 2.2 AA, as far as a program can tell."""
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}}).response["violations"]
+    wrong = [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"][:3]]
+    assert not wrong, "\n".join([page.url, *wrong])
+
+
+@contextmanager
+def no_complaints(page: Page) -> Iterator[None]:
+    """What the browser warns of, such as a broken content security policy, is an error."""
+    complaints: list[str] = []
+    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield
+    assert complaints == []

@@ -14,7 +14,12 @@ def stacked_columns(starts: Sequence[datetime], series: Mapping[str, Sequence[in
     """A column per bucket. `series` has, by name, a value for each of `starts`, or a list of its own."""
     shape = "%m-%d %H:%M" if len(starts) > 1 and starts[1] - starts[0] < timedelta(days=1) else "%Y-%m-%d"
     return {
-        "chart": {"type": "bar", "stacked": True, "height": 260},
+        "chart": {
+            "type": "bar",
+            "stacked": True,
+            "height": 260,
+            "accessibility": {"description": f"{unit} by time. The table that follows says the same."},
+        },
         "colors": list(_COLORS),
         "series": [{"name": name, "data": list(values)} for name, values in series.items()],
         # As categories: what `datetime` draws is in the zone of the browser, and buckets are in UTC.
