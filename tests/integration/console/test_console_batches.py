@@ -192,6 +192,7 @@ def test_errors_are_beside_their_lines(acme: Tenant, bench: Bench, person: Perso
     shown = person.page(path)
     assert "3 invalid_json" in shown
     assert f"{NASTY} no JSON" in shown
+    assert "custom_id: b" in shown
     assert NASTY not in person.get(path).text
     assert "body.max_tokens" in shown
     assert person.get(path).text.count('scope="row"') == 50
