@@ -249,10 +249,41 @@ _EDGE: Final = Row(
     ),
 )
 
+_OUTSIDE: Final = Row(
+    "Disks and webhooks",
+    (
+        Panel(
+            title="Room on disks",
+            description="Of local blobs, and of a stack's data folder. Below 5 GiB make room.",
+            unit=Unit.BYTES,
+            queries=(Query("ryzanstein_disk_free_bytes", "{{folder}}"),),
+        ),
+        Panel(
+            title="Receivers of webhooks",
+            description="To failing ones nothing was delivered since their last success; all is tried for 72 hours.",
+            unit=Unit.COUNT,
+            queries=(Query(_max("ryzanstein_webhook_endpoints"), "{{state}}"),),
+            is_stacked=True,
+        ),
+        Panel(
+            title="Webhooks to be sent",
+            description="Events on their way to a receiver, those that wait for another attempt included.",
+            unit=Unit.COUNT,
+            queries=(Query("max(ryzanstein_webhook_deliveries_pending)", "waiting"),),
+        ),
+        Panel(
+            title="Webhooks overdue",
+            description="For how long an attempt has been due that was not made.",
+            unit=Unit.SECONDS,
+            queries=(Query("max(ryzanstein_webhook_overdue_seconds)", "overdue"),),
+        ),
+    ),
+)
+
 QUEUE_AND_SQL: Final = Board(
     uid="ryzanstein-queue-and-sql",
     title="Ryzanstein: queue and SQL",
-    description="Queues, control, PostgreSQL, Redis and gateways.",
+    description="Queues, control, PostgreSQL, Redis, gateways, disks and webhooks.",
     variables=(),
-    rows=(_REACHABLE, _QUEUES, _POSTGRES, _EDGE),
+    rows=(_REACHABLE, _QUEUES, _POSTGRES, _EDGE, _OUTSIDE),
 )

@@ -104,6 +104,17 @@ DRIFT_ENGINE: Final = _gauge("billing_drift_engine_seconds", "Engine time by whi
 UNRATED: Final = _gauge("unrated_events", "Usage events of this month without a price.")
 BOOKS_CHECKED: Final = _gauge("books_checked_timestamp_seconds", "When the books were last compared for these metrics.")
 
+# --- webhooks
+WEBHOOK_ENDPOINTS: Final = _gauge(
+    "webhook_endpoints", "Endpoints of tenants: working, failing (since their last success), disabled.", "state"
+)
+WEBHOOKS_PENDING: Final = _gauge(
+    "webhook_deliveries_pending", "Events that are being sent to an endpoint, or wait for another attempt."
+)
+WEBHOOKS_OVERDUE: Final = _gauge(
+    "webhook_overdue_seconds", "For how long an attempt has been due that was not made; 0 where there is none."
+)
+
 # --- groups, as SQL knows them
 GROUPS: Final = _gauge(
     "groups",
@@ -124,6 +135,12 @@ TASK_RUNS: Final = _counter("task_runs", "Runs of control tasks: succeeded, fail
 TASK_SECONDS: Final = Metric(
     "ryzanstein_task_seconds", Kind.HISTOGRAM, "Time of a control task.", Source.CONTROL, ("task",), _TASK_SECONDS
 )
+
+# --- disks of control's machine
+DISK_FREE: Final = _gauge(
+    "disk_free_bytes", "Room for what grows: local blob `storage`, and the `data folder` of a stack.", "folder"
+)
+DISK_SIZE: Final = _gauge("disk_size_bytes", "Size of these disks.", "folder")
 
 # --- PostgreSQL
 DATABASE_SIZE: Final = _gauge("database_size_bytes", "Size of the database.")

@@ -201,6 +201,20 @@ CASES: tuple[Case, ...] = (
         for is_raised, used in ((True, 10), (False, 9))
     ),
     *_gauge("TransactionOpen", "ryzanstein_database_oldest_transaction_seconds", 1000, 10),
+    *_gauge("DiskFilling", 'ryzanstein_disk_free_bytes{folder="storage"}', 1e9, 1e11),
+    *_gauge("WebhooksLate", "ryzanstein_webhook_overdue_seconds", 300, 30),
+    *(
+        Case(
+            "WebhooksFail",
+            is_raised,
+            {
+                'ryzanstein_webhook_endpoints{state="failing"}': f"{failing}+0{_STAYS}",
+                'ryzanstein_webhook_endpoints{state="working"}': f"2+0{_STAYS}",
+            },
+            "6m",
+        )
+        for is_raised, failing in ((True, 3), (False, 1))
+    ),
     *_gauge("BooksDiffer", 'ryzanstein_billing_drift_tokens{stage="ledger"}', -3, 0),
     *_gauge("BooksDiffer", 'ryzanstein_billing_drift_amount{stage="ledger", currency="USD"}', 0.01, 0),
     *_gauge("UsageUnrated", "ryzanstein_unrated_events", 4, 0),

@@ -19,12 +19,14 @@ from pipeline.telemetry.metrics.metric import Metric
 from pipeline.telemetry.metrics.registry import family
 from pipeline.telemetry.metrics.service.books import Books
 from pipeline.telemetry.metrics.service.database import check_database, read_database
+from pipeline.telemetry.metrics.service.disks import read_disks
 from pipeline.telemetry.metrics.service.money import MoneySection
 from pipeline.telemetry.metrics.service.queues import REDIS_ERRORS, RedisSection, use_redis
 from pipeline.telemetry.metrics.service.reader import WAIT_SECONDS, Reader, Samples, Section, Values
 from pipeline.telemetry.metrics.service.top_tenants import TopTenants
 from pipeline.telemetry.metrics.service.usage import UsageSection, WasteSection
 from pipeline.telemetry.metrics.service.waiting import WaitingSection
+from pipeline.telemetry.metrics.service.webhooks import read_webhooks
 from pipeline.telemetry.metrics.service.work import (
     read_all_batches,
     read_groups,
@@ -64,7 +66,9 @@ class ServiceMetrics(Collector):
             Section("waiting", WaitingSection(tenants).read, 2.0),
             Section("money", MoneySection(tenants).read, 5.0),
             Section("all_batches", read_all_batches, 5.0),
+            Section("webhooks", read_webhooks, 5.0),
             Section("database", read_database, 10.0),
+            Section("disks", read_disks, 10.0),
         )
         self._redis = Reader(
             "redis",
