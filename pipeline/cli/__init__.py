@@ -29,6 +29,7 @@ from pipeline.cli import (
     server,
     sharing,
     stack,
+    top,
     upkeep,
     verifying,
     webhooks,
@@ -67,6 +68,7 @@ def _root(
 for _commands in (
     stack,
     groups,
+    top,
     client,
     batches,
     webhooks,

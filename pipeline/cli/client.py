@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,21 +84,32 @@ def submit(
             extra_body={name: value for name, value in extensions.items() if value not in (None, "")} or None,
         )
         if wait:
-            _wait(client, batch, as_json)
+            _wait(client, [batch], as_json)
             return
     print_batch(batch, as_json)
 
 
 def watch(
-    batch: str = typer.Argument(help="Id of a batch."),
+    batches: list[str] = typer.Argument(None, help="Ids of batches. (default: all that have not ended)"),
     data_dir: Path | None = DATA_DIR,
     base_url: str | None = BASE_URL,
     api_key: str | None = API_KEY,
     as_json: bool = JSON,
 ) -> None:
-    """Wait for the end of a batch; exit code 3 if it is not `completed`."""
+    """Watch batches until they have ended; exit code 3 if one of them is not `completed`."""
     with open_client(data_dir, base_url, api_key) as client:
-        _wait(client, client.batches.retrieve(batch), as_json)
+        _wait(client, _batches_to_watch(client, batches or []), as_json, is_quiet=as_json)
+
+
+def _batches_to_watch(client: OpenAI, ids: Sequence[str]) -> list[Batch]:
+    from pipeline.cli.watching import ENDED
+
+    if ids:
+        return [client.batches.retrieve(batch_id) for batch_id in dict.fromkeys(ids)]
+    open_ones = [batch for batch in client.batches.list(limit=100).data if batch.status not in ENDED]
+    if not open_ones:
+        raise UserError("None of your last 100 batches is open. Give the ids of those that you want to see.")
+    return open_ones[::-1]
 
 
 def download(
@@ -140,12 +152,19 @@ def cancel(
     print_batch(cancelled, as_json)
 
 
-def _wait(client: OpenAI, batch: Batch, as_json: bool) -> None:
-    from pipeline.cli.watching import wait_for_end
+def _wait(client: OpenAI, batches: Sequence[Batch], as_json: bool, *, is_quiet: bool = True) -> None:
+    """`is_quiet`: says nothing on the way where nobody sits at a terminal."""
+    from pipeline.cli.watching import Display, PlainLines, Silence, watch_until_end
 
-    ended = wait_for_end(client, batch)
-    print_batch(ended, as_json)
-    if ended.status != "completed":
+    display: Display = Silence() if is_quiet else PlainLines(lambda line: typer.echo(line, err=True))
+    if sys.stderr.isatty():
+        from pipeline.cli.bars import Bars
+
+        display = Bars()
+    ended = watch_until_end(client, batches, display)
+    for batch in ended:
+        print_batch(batch, as_json)
+    if any(batch.status != "completed" for batch in ended):
         raise typer.Exit(NOT_COMPLETED)
 
 

@@ -114,3 +114,15 @@ def _group_record(group: Group) -> dict[str, Any]:
     if group.api_key_id is not None:
         record |= {"api_key_id": group.api_key_id, "api_key": group.api_key}
     return record
+
+
+def duration(seconds: float) -> str:
+    """`45s`, `3m20s`, `2h05m`, `3d4h`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600}h"
