@@ -256,6 +256,24 @@ class Settings(BaseSettings):
         "", description="Where people reach the console, for the links in Flower; empty: Flower has no such links."
     )
 
+    metrics_host: str = Field(
+        "127.0.0.1",
+        description="Address on which gateway and control show /metrics, each on a port of its own. They are of all "
+        "tenants and ask for no key: let it be one that only Prometheus reaches.",
+    )
+    gateway_metrics_port: int = Field(
+        0, ge=0, le=65535, description="The gateway's port for that; 0 takes any free one, which its log tells."
+    )
+    control_metrics_port: int = Field(0, ge=0, le=65535, description="The same of control.")
+    metrics_tenants: int = Field(
+        20, ge=0, description="Tenants with series of their own, those with the most tokens; the others are `_other`."
+    )
+    metrics_drift_seconds: float = Field(
+        3600.0,
+        ge=0,
+        description="How often control compares the books of the month for its metrics. 0: never, but for every night.",
+    )
+
     # --- client commands (submit, watch, download, …)
     base_url: str = Field("http://127.0.0.1:8000/v1", description="Gateway that the client commands talk to.")
     api_key: SecretStr | None = Field(None, description="Key that the client commands use.")
@@ -274,23 +292,6 @@ class Settings(BaseSettings):
         description="Private Ed25519 key in PEM that signs receipts and records of erasure, and that secrets of "
         "webhooks are derived from; made where it is not there. All processes share it. Unset: `signing_key.pem` in "
         "the data folder.",
-    )
-    metrics_host: str = Field(
-        "127.0.0.1",
-        description="Address on which gateway and control show /metrics, each on a port of its own. They are of all "
-        "tenants and ask for no key: let it be one that only Prometheus reaches.",
-    )
-    gateway_metrics_port: int = Field(
-        0, ge=0, le=65535, description="The gateway's port for that; 0 takes any free one, which its log tells."
-    )
-    control_metrics_port: int = Field(0, ge=0, le=65535, description="The same of control.")
-    metrics_tenants: int = Field(
-        20, ge=0, description="Tenants with series of their own, those with the most tokens; the others are `_other`."
-    )
-    metrics_drift_seconds: float = Field(
-        3600.0,
-        ge=0,
-        description="How often control compares the books of the month for its metrics. 0: never, but for every night.",
     )
 
     data_dir: Path | None = Field(None, description="Folder of the embedded stack; set by `up` for its processes.")
