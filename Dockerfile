@@ -2,8 +2,8 @@
 FROM python:3.12-slim
 
 RUN useradd --create-home --uid 10001 ryzanstein \
-    && mkdir --parents /var/lib/ryzanstein/blobs /var/lib/ryzanstein/keys /models \
-    && chown ryzanstein /var/lib/ryzanstein/blobs /var/lib/ryzanstein/keys
+    && mkdir --parents /var/lib/ryzanstein/blobs /var/lib/ryzanstein/keys /var/lib/ryzanstein/flower /models \
+    && chown ryzanstein /var/lib/ryzanstein/*
 
 WORKDIR /app
 COPY constraints.txt ./
@@ -18,7 +18,7 @@ COPY workers workers
 COPY pipeline pipeline
 # The compiler is for the CPU kernels, and stays no longer than it takes to build them.
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ \
-    && pip install --no-cache-dir --constraint constraints.txt ".[s3]" \
+    && pip install --no-cache-dir --constraint constraints.txt ".[s3,traces]" \
     && apt-get purge --yes --auto-remove g++ && rm -rf /var/lib/apt/lists/*
 
 USER ryzanstein
