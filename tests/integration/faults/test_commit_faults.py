@@ -337,6 +337,7 @@ class World:
         """What a client was promised, and everything that the audit looks at."""
         self.tick_until(lambda: not sql(self.database, "SELECT 1 FROM outbox"))
         self.tick_until(self.is_all_told)
+        self.tick_until(lambda: not sql(self.database, "SELECT 1 FROM outbox"))  # nor a message to tell what is told
         told = {(event["type"], event["data"]["id"]) for event in (json.loads(one.body) for one in self.hooks.received)}
         told -= {("batch.failed", "batch_sample")}
         assert told == {(f"batch.{EXPECTED[name][0]}", batch_id) for name, batch_id in self.batches.items()}
