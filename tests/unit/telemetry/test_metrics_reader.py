@@ -29,10 +29,10 @@ class Source:
         return {}
 
     def read(self, _: Source) -> Values:
+        self.now += self.takes
         if self.breaks:
             raise OSError("it broke")
         self.num_reads += 1
-        self.now += self.takes
         return {OUTBOX_AGE: [((), float(self.num_reads))]}
 
     def ask(self, timeout: float = 20.0) -> Answer:
@@ -64,6 +64,16 @@ def test_what_breaks_is_absent_and_said_to_be() -> None:
     assert (answer.is_up, answer.values, answer.sections["one"][0]) == (True, [], False)
     source.breaks = False
     assert source.ask().sections["one"][0], "it is tried again at once"
+
+
+def test_what_takes_long_to_break_is_not_tried_again_and_again() -> None:
+    source = Source()
+    source.breaks, source.takes = True, 2.0
+    source.ask()
+    source.breaks = False
+    assert not source.ask().sections["one"][0]
+    source.now += 41
+    assert source.ask().sections["one"][0]
 
 
 def test_a_source_that_hangs_is_down_and_asked_once() -> None:

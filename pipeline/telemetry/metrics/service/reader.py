@@ -131,7 +131,9 @@ class Reader(Generic[Source]):
 
     def _refresh(self, section: Section[Source]) -> None:
         before, began = self._read[section.name], self._clock()
-        if before.is_up and began - before.at < max(section.age_seconds, before.seconds / _SHARE):
+        # What failed is tried again soon, but not what took long to fail.
+        rest = max(section.age_seconds if before.is_up else 0.0, before.seconds / _SHARE)
+        if began - before.at < rest:
             return
         values = self._try(section.name, section.read)
         now = self._clock()
