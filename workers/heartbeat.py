@@ -137,5 +137,7 @@ def condition_of(engine: Engine, drain_state: GroupState | None = None) -> Group
             "running": load.num_running,
             "waiting": load.num_waiting,
             "restarts": health.num_restarts,
+            # What `auto` came to.
+            **({} if health.dtype is None else {"dtype": health.dtype}),
         },
     )

@@ -150,6 +150,7 @@ def _lead(
             context_length=config.context_length,
             num_kv_tokens=num_blocks * options.block_size,
             full_step_seconds=token_seconds * options.step_tokens,
+            dtype=str(shard.dtype).removeprefix("torch."),
         )
     )
     run_loop(core, parent)
@@ -182,16 +183,16 @@ class _Shard:
     ) -> None:
         self._options = options
         self._device = device
-        self._dtype = resolve_dtype(options.dtype, config, device)
+        self.dtype = resolve_dtype(options.dtype, config, device)
         self._decoder = load_decoder(
             Path(options.model_path),
             config,
             communicator=communicator,
-            dtype=self._dtype,
+            dtype=self.dtype,
             device=device,
-            kernels=_kernels(options, self._dtype),
+            kernels=_kernels(options, self.dtype),
         )
-        self.num_blocks_possible = num_blocks_possible(options, config, self._decoder.sharding, self._dtype, device)
+        self.num_blocks_possible = num_blocks_possible(options, config, self._decoder.sharding, self.dtype, device)
 
     def runner(self, num_blocks: int) -> ModelRunner:
         """With a KV cache of so many blocks. Raises CacheSizeError where steps can't be recorded beside it."""
@@ -202,7 +203,7 @@ class _Shard:
             block_size=self._options.block_size,
             num_kv_heads=len(self._decoder.sharding.kv_heads),
             head_dim=config.head_dim,
-            dtype=self._dtype,
+            dtype=self.dtype,
             device=self._device,
         )
         # With several ranks, NCCL's collectives would be recorded, too: until that was seen to work, it is not done.

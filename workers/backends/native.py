@@ -174,6 +174,7 @@ class NativeEngine:
                 num_steps=self._num_steps_before + self._num_steps,
                 num_restarts=self._num_restarts,
                 reason=self._reason,
+                dtype=self._ready.dtype if self._ready is not None else None,
             )
 
     def measures(self) -> Measures:

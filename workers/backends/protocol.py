@@ -149,6 +149,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int = 0
     num_restarts: int = 0
     reason: str | None = None
+    #: Of the weights as they run, of an engine that has any and knows by now: `bfloat16`.
+    dtype: str | None = None
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,6 +55,8 @@ class Ready(Message, frozen=True, kw_only=True):
     num_kv_tokens: int
     #: How long a step of the whole token budget should take, from the time that a short prompt took.
     full_step_seconds: float
+    #: Of the weights as they run: `bfloat16`.
+    dtype: str
 
 
 class Admitted(Message, frozen=True, kw_only=True):

@@ -114,6 +114,7 @@ def test_an_abort_is_reported_and_the_others_finish(engine: NativeEngine) -> Non
 
 def test_load_and_health_follow_the_work(engine: NativeEngine) -> None:
     before = engine.health()
+    assert before.dtype == "float32", "what `auto` came to"
     assert (before.state, before.num_restarts, before.reason) == (EngineState.READY, 0, None)
     assert len(set(before.rank_pids)) in (1, 2)
     engine.submit(make_request("r", PROMPTS[0], max_tokens=100))
