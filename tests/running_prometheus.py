@@ -30,6 +30,8 @@ class QueryError(AssertionError):
 @dataclass(frozen=True)
 class RunningPrometheus:
     address: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
 
     def get(self, path: str, **parameters: str | float) -> Any:
         """What its API answers. Raises QueryError where it is an error."""
@@ -62,6 +64,18 @@ class RunningPrometheus:
         """Of all metrics that it has seen."""
         return set(self.get("label/__name__/values"))
 
+    def wait_until_it_sees(self, *processes: str) -> None:
+        """Until every one of these answers it, and no other is asked."""
+
+        def has_seen_them() -> bool:
+            assert self.process.poll() is None, self.log_path.read_text()
+            try:
+                return self.targets() == dict.fromkeys(processes, "up")
+            except (OSError, QueryError):  # it starts
+                return False
+
+        wait_for(has_seen_them, "Prometheus to see all processes")
+
     def targets(self) -> dict[str, str]:
         """The health of each process by its label `process`."""
         return {one["labels"]["process"]: one["health"] for one in self.get("targets")["activeTargets"]}
@@ -69,7 +83,7 @@ class RunningPrometheus:
 
 @contextmanager
 def watching(stack: RunningStack) -> Iterator[RunningPrometheus]:
-    """Prometheus with the configuration and the rules of deploy/, until it has seen every process of the stack."""
+    """Prometheus with the configuration and the rules of deploy/, which has yet to find the stack's processes."""
     if shutil.which("prometheus") is None:
         pytest.skip("needs Prometheus: apt-get install prometheus")
     port = free_port()
@@ -77,19 +91,8 @@ def watching(stack: RunningStack) -> Iterator[RunningPrometheus]:
     log_path = stack.data_dir.with_name("prometheus.log")
     with log_path.open("wb") as log:
         process = subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log)
-    prometheus = RunningPrometheus(f"http://127.0.0.1:{port}")
     try:
-
-        def has_seen_everybody() -> bool:
-            assert process.poll() is None, log_path.read_text()
-            try:
-                health = prometheus.targets()
-            except (OSError, QueryError):
-                return False
-            return health == dict.fromkeys(("gateway", "control", "group", "flower"), "up")
-
-        wait_for(has_seen_everybody, "Prometheus to see all processes")
-        yield prometheus
+        yield RunningPrometheus(f"http://127.0.0.1:{port}", process, log_path)
     finally:
         process.terminate()
         process.wait(timeout=30)

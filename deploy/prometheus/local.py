@@ -26,7 +26,8 @@ def prepare(data_dir: Path) -> Path:
     folder = data_dir.expanduser().absolute() / "prometheus"
     (folder / "secrets").mkdir(mode=0o700, parents=True, exist_ok=True)
     shutil.copy(_HERE / "prometheus.yml", folder)
-    shutil.copytree(_HERE / "rules", folder / "rules", dirs_exist_ok=True)
+    shutil.rmtree(folder / "rules", ignore_errors=True)  # a rule that there is no more would stay
+    shutil.copytree(_HERE / "rules", folder / "rules")
     with open(
         os.open(folder / "secrets" / "flower_password", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
     ) as file:

@@ -66,8 +66,9 @@ def watched(stack_folder: Path, tiny_model: Path) -> Iterator[Watched]:
     stack = RunningStack(stack_folder / "watched", tiny_model, ("--tp", "2"), env)
     try:
         stack.up()
-        stack.run("budgets", "set", "default", "1000", check=True)
         with watching(stack) as prometheus:
+            stack.run("budgets", "set", "default", "1000", check=True)
+            prometheus.wait_until_it_sees("gateway", "control", "group", "flower")
             yield Watched(stack, prometheus, stack.client())
     finally:
         stack.end()
