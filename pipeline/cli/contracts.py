@@ -50,12 +50,13 @@ def make_contract(
     from pipeline.billing.card_files import read_overrides_file
     from pipeline.tenancy.tenants import find_tenant
 
+    own = read_overrides_file(read_text_file(overrides)) if overrides else None
     with open_database(data_dir) as session:
         contract = contracts.make_contract(
             session,
             find_tenant(session, tenant).id,
             plan=plan,
-            overrides=read_overrides_file(read_text_file(overrides)) if overrides else None,
+            overrides=own,
             commitment=decimal_of("--commitment", commitment) if commitment else None,
             currency=currency if commitment else None,
             effective_from=moment_of("--from", effective_from),
