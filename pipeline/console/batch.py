@@ -7,19 +7,16 @@ from datetime import datetime
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from sqlalchemy.orm import Session
 
 from pipeline.console.batch_costs import cost_so_far
 from pipeline.console.batch_rows import UNFINISHED, BatchRow, find_batch, rows_of
 from pipeline.console.batches import Reader
 from pipeline.console.rendering import render
-from pipeline.jobs.cancelling import BatchNotFoundError
 from pipeline.jobs.explaining import explain
 from pipeline.schemas.explanations import BatchExplanation
-from pipeline.tables import Batch, BatchStatus, DroppedBatch, Quote
+from pipeline.tables import BatchStatus, DroppedBatch, Quote
 from pipeline.tables.batches import PAUSABLE, PAUSED_BY_CLIENT
 from pipeline.tables.session import transaction
-from pipeline.tenancy.keys import Principal
 
 router = APIRouter()
 
@@ -42,7 +39,9 @@ def show_batch(request: Request, viewer: Reader, batch_id: str) -> Response:
     with transaction() as session:
         batch = find_batch(session, caller, batch_id)
         row = rows_of(session, [batch])[0]
-        explanation = _explanation(session, caller, batch) if row.is_open else None
+        explanation = None
+        if row.is_open:
+            explanation = BatchExplanation.of(explain(session, batch.id, caller.tenant_id, caller.project_id))
         quote = None if batch.quote_id is None else session.get(Quote, batch.quote_id)
         cost = cost_so_far(session, batch)
         is_dropped = session.get(DroppedBatch, batch.id) is not None
@@ -85,10 +84,3 @@ def steps_of(row: BatchRow) -> list[Step]:
     if batch.status in UNFINISHED:
         steps.append(Step("End of its window", batch.expires_at, is_ahead=batch.expires_at > row.now))
     return steps
-
-
-def _explanation(session: Session, caller: Principal, batch: Batch) -> BatchExplanation | None:
-    try:
-        return BatchExplanation.of(explain(session, batch.id, caller.tenant_id, caller.project_id))
-    except BatchNotFoundError:  # one without a project is the default project's here, and nobody's there
-        return None

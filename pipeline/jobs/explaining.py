@@ -20,6 +20,7 @@ from pipeline.jobs.load import Load, Queue, load_of
 from pipeline.settings import get_settings
 from pipeline.tables import Batch, BatchStatus, ServiceClass
 from pipeline.tables.batches import PAUSED_BY_CLIENT
+from pipeline.tenancy.scopes import is_in_project
 
 #: Tenants that an explanation shows, without their names: those with the lowest counters.
 MAX_OTHERS: Final = 50
@@ -121,9 +122,7 @@ _RECENT: Final = text("""
 
 def explain(session: Session, batch_id: str, tenant_id: str, project_id: str | None = None) -> Explanation:
     """Explain a batch of this tenant, and of this project if one is given. Raises BatchNotFoundError."""
-    found = select(Batch).where(Batch.id == batch_id, Batch.tenant_id == tenant_id)
-    if project_id is not None:
-        found = found.where(Batch.project_id == project_id)
+    found = select(Batch).where(Batch.id == batch_id, is_in_project(Batch, tenant_id, project_id))
     batch = session.execute(found).scalar_one_or_none()
     if batch is None:
         raise BatchNotFoundError

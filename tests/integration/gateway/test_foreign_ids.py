@@ -266,7 +266,7 @@ def test_what_has_no_project_is_of_the_default_one(owner: Things, strangers: lis
     sql(database, "UPDATE files SET project_id = NULL")
     sql(database, "UPDATE batches SET project_id = NULL")
     globex, mail, default = strangers
-    for path in ("/v1/files/{file_id}", "/v1/batches/{batch_id}"):
+    for path in ("/v1/files/{file_id}", "/v1/batches/{batch_id}", "/v1/batches/{batch_id}/explain"):
         assert default.http.get(path.format(**owner.ids)).status_code == 200
         for stranger in (globex, mail, owner.owner):
             assert stranger.http.get(path.format(**owner.ids)).status_code == 404
