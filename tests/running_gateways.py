@@ -52,7 +52,14 @@ def serve(app: FastAPI | None = None) -> Iterator[str]:
         thread.join()
 
 
-def new_tenant(address: str, name: str, project: str | None = None, scopes: Sequence[str] | None = None) -> Tenant:
+def new_tenant(
+    address: str,
+    name: str,
+    project: str | None = None,
+    scopes: Sequence[str] | None = None,
+    *,
+    is_operator: bool = False,
+) -> Tenant:
     """Someone with a new key: of the whole tenant, or of this project of it."""
     with transaction() as session:
         tenant = ensure_tenant(session, name)
@@ -60,7 +67,7 @@ def new_tenant(address: str, name: str, project: str | None = None, scopes: Sequ
         if project is not None and project not in projects:
             projects[project] = create_project(session, tenant.id, project).id
         project_id = None if project is None else projects[project]
-        _, key = create_key(session, tenant.id, "tests", project_id=project_id, scopes=scopes)
+        _, key = create_key(session, tenant.id, "tests", project_id=project_id, scopes=scopes, is_operator=is_operator)
     return Tenant(
         id=tenant.id,
         key=key,

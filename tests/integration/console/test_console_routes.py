@@ -157,6 +157,7 @@ def test_what_is_anothers_is_shown_as_what_is_not_there(
     ids: dict[str, str], enter: Callable[..., Person], database: Engine, subtests: pytest.Subtests
 ) -> None:
     strangers = [enter("globex"), enter("acme", project="mail"), enter("acme", project="default")]
+    strangers.append(enter("globex", is_operator=True))
     owner = enter("acme", project="search")
     of_one = [key for key in sorted(routes()) if set(re.findall(r"{(\w+)", key[1])) & set(ids)]
     assert len(of_one) >= 10

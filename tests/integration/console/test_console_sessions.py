@@ -193,6 +193,20 @@ def test_a_key_without_the_scope_sees_what_it_lacks(enter: Callable[..., Person]
     assert 'href="/console/batches"' not in person.get("/console/batches").text
 
 
+def test_any_gateway_answers_any_page_and_links_to_flower_where_it_is_told(
+    acme: Tenant, enter: Callable[..., Person], set_before_start: Callable[[str, object], None]
+) -> None:
+    person = enter(acme)
+    assert "Flower" not in person.get("/console/batches").text
+    set_before_start("FLOWER_URL", "http://127.0.0.1:5555")
+    with serve() as address, httpx2.Client(base_url=address, cookies=dict(person.http.cookies)) as client:
+        page = client.get("/console/batches")
+        assert "No batches yet" in text_of(page)
+        assert '<a class="nav-link" href="http://127.0.0.1:5555" rel="noreferrer">Flower</a>' in page.text
+        assert client.post("/console/sign-out", data={"csrf_token": person.token}).status_code == 303
+    assert person.get("/console/batches").status_code == 303
+
+
 def test_pages_are_calls_that_are_limited(
     set_before_start: Callable[[str, object], None], request: pytest.FixtureRequest
 ) -> None:
