@@ -94,7 +94,7 @@ def test_a_budget_shows_what_is_left_and_what_it_has_paused(
     batch_id = seed_batch(database, seeded(database, acme), [1])
     sql(database, "UPDATE batches SET pause_reason = :b, paused_at = now() WHERE id = :id", b=budget_id, id=batch_id)
     page = enter(acme).page("/console/budgets")
-    assert "the whole tenant a month batches pause 10.00 USD 7.50 USD 1.50 USD 1.00 USD" in page
+    assert "the whole tenant, a month 10.00 USD batches pause 7.50 USD 1.50 USD 1.00 USD" in page
     assert "90% 1 batch" in page
     assert "No budgets" in enter("globex").page("/console/budgets")
     assert "No budgets" in enter("acme", project="search").page("/console/budgets")
@@ -117,7 +117,7 @@ def test_operators_set_and_remove_budgets_of_any_tenant_and_the_log_says_who(
     given = {"tenant": "acme", "amount": "1,000.50", "currency": "eur", "kind": "soft", "period": "total"}
     assert operator.post("/console/budgets", **given).status_code == 303
     page = operator.page("/console/budgets")
-    assert "acme the whole tenant in total alerts 1,000.50 EUR" in page
+    assert "acme the whole tenant, in total 1,000.50 EUR alerts" in page
     with transaction() as session:
         [state] = list_budgets(session)
         [entry] = list_entries(session, act="budget")
