@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pipeline.checks.disk import check_disk
 from pipeline.checks.findings import Finding, failed, ok, warning
+from pipeline.checks.host import (
+    check_open_files,
+    check_port,
+    check_shared_memory,
+    check_signing_key,
+    check_webhooks,
+)
+from pipeline.checks.model_files import check_model
+from pipeline.checks.packages import check_packages
 from pipeline.checks.postgres import check_postgres
 from pipeline.checks.redis_server import check_redis
 from pipeline.errors import ConfigurationError, PipelineError
 from pipeline.http_probe import http_status
-from pipeline.model_folder import resolve_model
 from pipeline.settings import PREFIX, Settings, get_settings
 from pipeline.storage import check_writable
-from pipeline.tables import Group, GroupState, ServedModel
+from pipeline.tables import GroupState, ServedModel
 from pipeline.tables.migrating import describe_lack, revisions
 from pipeline.tables.session import connection, get_engine
-from pipeline.tokenization import Tokenizer
 
-_PACKAGES = ("torch", "celery", "kombu", "redis", "sqlalchemy", "psycopg", "fastapi", "openai", "flower")
 _TORCH_SECONDS = 120.0
 #: torch is not for this process to import; another one says what it finds.
 _ASK_TORCH = (
@@ -37,28 +42,32 @@ _ASK_TORCH = (
 _ASK_KERNELS = "from models.kernels.cpu.library import isa; print(isa() or '')"
 
 
+_GROUPS: Final = text("""
+    SELECT id, state, reason, extract(epoch FROM clock_timestamp() - heartbeat_at)::float8 AS silent_seconds,
+           state NOT IN ('stopped', 'starting')
+           AND heartbeat_at < clock_timestamp() - make_interval(secs => :lease_seconds) AS is_silent
+    FROM groups WHERE state <> 'stopped' ORDER BY id
+""")
+
+
 def examine(model: str | None = None) -> Iterator[Finding]:
     """Every finding, as soon as there is one; those that need the settings are left out where they are wrong."""
-    yield _versions()
+    yield from check_packages()
     try:
         settings = get_settings()
     except ConfigurationError as error:
-        yield failed("settings", str(error), "Correct the variable; docs/settings.md lists all of them.")
+        yield failed("settings", str(error), "Correct the variables; docs/settings.md lists all of them.")
         return
     yield ok("settings", f"read from {PREFIX}… variables")
     checks: list[Callable[[Settings], Iterator[Finding]]] = [_postgresql, _redis, _storage, _gateway, _flower]
-    for check in checks:
+    for check in [*checks, check_signing_key, check_webhooks]:
         yield from check(settings)
+    yield from check_open_files()
+    yield from check_shared_memory()
     if model is not None:
-        yield _model(model)
+        yield from check_model(f"model {model}", model)
     yield _torch()
     yield _kernels()
-
-
-def _versions() -> Finding:
-    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    detail = f"ryzanstein {version('ryzanstein')} on Python {platform.python_version()}; {versions}"
-    return ok("versions", detail)
 
 
 def _postgresql(settings: Settings) -> Iterator[Finding]:
@@ -93,12 +102,19 @@ def _reason(error: SQLAlchemyError) -> str:
 def _models_and_groups() -> Iterator[Finding]:
     with connection() as conn:
         models = conn.execute(select(ServedModel.name, ServedModel.path).order_by(ServedModel.name)).all()
-        ready = conn.execute(select(func.count()).where(Group.state == GroupState.READY)).scalar_one()
+        groups = conn.execute(_GROUPS, {"lease_seconds": get_settings().lease_seconds}).all()
     for name, path in models:
-        finding = _model(path)
-        yield Finding(subject=f"model {name}", verdict=finding.verdict, detail=finding.detail, advice=finding.advice)
-    if ready:
-        yield ok("groups", f"{ready} ready")
+        yield from check_model(f"model {name}", path)
+    for group in groups:
+        if group.is_silent:
+            advice = "Look into its log: it is stuck, or its machine is gone. What it held goes on elsewhere."
+            yield warning(f"group {group.id}", f"has said nothing for {group.silent_seconds:.0f} s", advice)
+        elif group.state == GroupState.DEGRADED:
+            advice = "Look into its log, then start it again: it claims nothing until then."
+            yield warning(f"group {group.id}", f"is degraded: {group.reason}", advice)
+    num_ready = sum(group.state == GroupState.READY and not group.is_silent for group in groups)
+    if num_ready:
+        yield ok("groups", f"{num_ready} ready")
     else:
         yield warning("groups", "none is ready", "Start one with `ryzanstein worker MODEL`; batches wait until then.")
 
@@ -113,7 +129,7 @@ def _storage(settings: Settings) -> Iterator[Finding]:
     except PipelineError as error:
         yield failed("storage", str(error), f"Correct that, or set {PREFIX}STORAGE_URL.")
         return
-    yield ok("storage", f"{settings.storage_url} is writable")
+    yield ok("storage", f"{settings.storage_url} can be written and read")
     yield from check_disk(settings)
 
 
@@ -123,6 +139,7 @@ def _gateway(settings: Settings) -> Iterator[Finding]:
         yield ok("gateway", f"{settings.base_url} is ready")
     else:
         yield warning("gateway", f"{url} does not answer", f"Start `ryzanstein gateway`, or set {PREFIX}BASE_URL.")
+        yield from check_port("gateway port", settings.gateway_host, settings.gateway_port, "GATEWAY_PORT")
 
 
 def _flower(settings: Settings) -> Iterator[Finding]:
@@ -131,19 +148,7 @@ def _flower(settings: Settings) -> Iterator[Finding]:
         yield ok("flower", f"{url} answers")
     else:
         yield warning("flower", f"{url} does not answer", "Start `ryzanstein flower` to watch the queues.")
-
-
-def _model(name_or_path: str) -> Finding:
-    subject = f"model {name_or_path}"
-    try:
-        folder = resolve_model(name_or_path)
-        json.loads((folder / "config.json").read_bytes())
-        tokenizer = Tokenizer.load(folder)
-    except (PipelineError, OSError, ValueError) as error:
-        return failed(subject, str(error), "Give the folder of a model that this machine can read.")
-    if not any(folder.glob("*.safetensors")):
-        return warning(subject, f"{folder} has no .safetensors", "Only the echo engine can serve it.")
-    return ok(subject, f"{folder}, {tokenizer.vocab_size} token ids")
+        yield from check_port("flower port", settings.flower_host, settings.flower_port, "FLOWER_PORT")
 
 
 def _torch() -> Finding:

@@ -328,13 +328,22 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings of this process. Raises ConfigurationError, naming the variable and what it may be."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    if unknown:
-        raise ConfigurationError(f"Unknown setting {', '.join(unknown)}. docs/settings.md lists the known ones.")
+    """The settings of this process. Raises ConfigurationError, naming every wrong variable and what it may be."""
+    unknown, settings, wrong = _unknown_variables(), None, []
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        lines = [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
-        raise ConfigurationError("Wrong setting. " + "; ".join(lines)) from None
+        wrong = [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+    messages = []
+    if unknown:
+        messages.append(f"Unknown setting {', '.join(unknown)}. docs/settings.md lists the known ones.")
+    if wrong:
+        messages.append("Wrong setting. " + "; ".join(wrong))
+    if settings is None or messages:
+        raise ConfigurationError(" ".join(messages))
+    return settings
+
+
+def _unknown_variables() -> list[str]:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)

@@ -68,7 +68,7 @@ class SigningKey:
 
 def signing_key(settings: Settings | None = None) -> SigningKey:
     """The key of this installation, made on first use. Raises SigningKeyError, ConfigurationError."""
-    return _load(_key_path(settings or get_settings()))
+    return _load(key_path(settings or get_settings()))
 
 
 def sign(data: bytes) -> bytes:
@@ -109,7 +109,8 @@ def _public_key(text: str) -> Ed25519PublicKey:
     return key
 
 
-def _key_path(settings: Settings) -> Path:
+def key_path(settings: Settings) -> Path:
+    """Where the key of this installation is kept. Raises ConfigurationError where no place is set."""
     if settings.signing_key_file is not None:
         return settings.signing_key_file
     if settings.data_dir is not None:

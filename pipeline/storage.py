@@ -128,10 +128,14 @@ def delete_blob(key: str) -> None:
 
 
 def check_writable() -> None:
-    """Write and remove a small blob. Raises StorageError."""
-    key = f"probe-{secrets.token_hex(8)}"
-    write_blob(key, [b"probe"])
-    delete_blob(key)
+    """Write, read and remove a small blob. Raises StorageError."""
+    key, content = f"probe-{secrets.token_hex(8)}", secrets.token_bytes(64)
+    write_blob(key, [content])
+    try:
+        if b"".join(stream_blob(key)) != content:
+            raise StorageError(f"Blob storage {get_settings().storage_url} gives back other bytes than were written.")
+    finally:
+        delete_blob(key)
 
 
 class _LocalSink:

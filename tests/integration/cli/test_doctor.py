@@ -94,6 +94,18 @@ def test_wrong_settings_end_the_examination(settings: pytest.MonkeyPatch) -> Non
     assert "RYZANSTEIN_LEASE_SECONDS" in result.output.splitlines()[-1]
 
 
+def test_all_wrong_settings_are_told_at_once(settings: pytest.MonkeyPatch) -> None:
+    settings.setenv(PREFIX + "LEASE_SECONDS", "never")
+    settings.setenv(PREFIX + "GATEWAY_PORT", "99999")
+    settings.setenv(PREFIX + "LEASE_SECOND", "1")
+
+    (verdict, told) = findings(doctor("--json"))["settings"]
+
+    assert verdict == "failed"
+    for name in ("LEASE_SECONDS:", "GATEWAY_PORT:", "LEASE_SECOND."):
+        assert PREFIX + name in told
+
+
 def test_doctor_of_a_folder_where_nothing_runs(settings: pytest.MonkeyPatch, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["doctor", "--data-dir", str(tmp_path)])
 
