@@ -14,7 +14,7 @@ from pipeline.tables.session import MAX_CONNECTIONS
 
 #: The oldest release that this is meant for; those before it get no more corrections.
 _OLDEST: Final = 14
-#: Connections beside the pools: readiness, migrations, people.
+#: Connections beside the pools: readiness, control's metrics (three), migrations, people.
 SPARE_CONNECTIONS: Final = 10
 #: Clocks that differ by more make logs hard to read, in seconds.
 _CLOCK_SECONDS: Final = 5.0

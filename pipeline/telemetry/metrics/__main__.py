@@ -26,7 +26,12 @@ _SECTIONS: Final = (
         COMMON_METRICS,
     ),
     ("Group", "", GROUP_METRICS),
-    ("Group, by vLLM's names", "The same numbers once more, for dashboards that were made for vLLM.", VLLM_METRICS),
+    (
+        "Group, by vLLM's names",
+        "The same numbers once more, for dashboards that were made for vLLM. What has no counterpart here (residency of "
+        "KV blocks, rejected admissions, LoRA) is left out.",
+        VLLM_METRICS,
+    ),
     ("Gateway", "", GATEWAY_METRICS),
     (
         "Control",
