@@ -28,7 +28,7 @@ _SECTIONS: Final = (
     ("Group", "", GROUP_METRICS),
     (
         "Group, by vLLM's names",
-        "The same numbers once more, for dashboards that were made for vLLM. What has no counterpart here (residency of "
+        "The same numbers once more, for dashboards made for vLLM. What has no counterpart here (residency of "
         "KV blocks, rejected admissions, LoRA) is left out.",
         VLLM_METRICS,
     ),
