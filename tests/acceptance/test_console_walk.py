@@ -155,11 +155,13 @@ def test_every_page_can_be_used_by_everybody_and_asks_nobody_else(
             keep_screenshot(page, f"console-{name}.png")
 
 
-def test_an_upload_is_mended_quoted_run_and_read(scene: Scene, enter: Callable[..., Page]) -> None:
+def test_a_batch_is_cancelled_another_uploaded_mended_quoted_and_read_and_a_third_goes_on(
+    scene: Scene, enter: Callable[..., Page]
+) -> None:
     page = enter()
     page.once("dialog", lambda dialog: dialog.accept())
     page.goto(f"{scene.console}/batches/{scene.running.id}")
-    page.get_by_role("button", name="Cancel").click()  # else the new one waits for it
+    page.get_by_role("button", name="Cancel").click()  # else the others wait for it
     expect(page.locator("#progress")).to_contain_text("cancel")
 
     page.get_by_role("link", name="Upload", exact=True).click()
@@ -185,9 +187,7 @@ def test_an_upload_is_mended_quoted_run_and_read(scene: Scene, enter: Callable[.
     expect(first).to_contain_text("succeeded")
     check_accessible(page)
 
-
-def test_a_batch_is_watched_paused_and_let_go_on(scene: Scene, enter: Callable[..., Page]) -> None:
-    page = enter()
+    page.get_by_role("link", name="Batches", exact=True).click()
     page.get_by_role("link", name="invoices.jsonl").click()
     expect(page.get_by_text("You have paused it")).to_be_visible()
     page.get_by_role("button", name="Resume").click()
