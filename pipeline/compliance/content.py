@@ -102,7 +102,9 @@ def check_rest(inspection: Inspection) -> Iterator[Evidence]:
 
 def check_logs(inspection: Inspection) -> Iterator[Evidence]:
     """That PostgreSQL's log is free of content; ours is tested to be."""
-    yield met("prompts, answers, keys and passwords are tested to be in no log, error, command line or page of Flower")
+    yield met(
+        "prompts, answers, keys and passwords are tested to be in no log, error, command line, trace or page of Flower"
+    )
     with inspection.engine.connect() as conn:
         logs = {row.name: str(row.setting) for row in conn.execute(_LOGGING)}
     loud = []

@@ -208,6 +208,7 @@ def test_no_span_holds_a_secret(watched: Watched) -> None:
     names = {span.name for span in watched.receiver.spans}
     assert {"POST /v1/batches", "batch.prepare", "slice.attempt", "outcomes.record", "batch.finalize"} <= names
     assert {span.process for span in watched.receiver.spans} == {"gateway", "control", "group-0"}
+    assert holding([b"batch.prepare"], watched.receiver.bodies), "they can be read"
     assert holding(watched.names, watched.receiver.bodies) == []
 
 
