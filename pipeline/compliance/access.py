@@ -12,6 +12,7 @@ from sqlalchemy import text
 from pipeline.compliance.evidence import Evidence, Inspection, gap, is_loopback, met
 from pipeline.settings import PREFIX
 from pipeline.stack.data_dir import DataDir
+from pipeline.tenancy.console_sessions import IDLE
 
 #: Keys that are older should be replaced, and those that nobody used for so long revoked, in days.
 OLD_DAYS: Final = 365
@@ -26,6 +27,15 @@ _KEYS: Final = text("""
            created_at < now() - make_interval(days => :old) AS is_old,
            coalesce(last_used_at, created_at) < now() - make_interval(days => :unused) AS is_unused
     FROM api_keys ORDER BY created_at, id
+""")
+_OPERATOR_KEYS: Final = text("""
+    SELECT id FROM api_keys
+    WHERE is_operator AND revoked_at IS NULL AND NOT coalesce(expires_at <= now(), false) ORDER BY created_at, id
+""")
+_SESSIONS: Final = text("""
+    SELECT count(*) FROM console_sessions s JOIN api_keys k ON k.id = s.api_key_id
+    WHERE s.expires_at > now() AND s.last_seen_at > now() - CAST(:idle AS interval)
+      AND k.revoked_at IS NULL AND NOT coalesce(k.expires_at <= now(), false)
 """)
 _ROLE: Final = text("SELECT rolname, rolsuper FROM pg_roles WHERE rolname = current_user")
 
@@ -51,6 +61,21 @@ def check_keys(inspection: Inspection) -> Iterator[Evidence]:
             f"keys not used for {UNUSED_DAYS} days: {_named(unused)}",
             "Revoke them (`ryzanstein keys revoke`).",
         )
+
+
+def check_sessions(inspection: Inspection) -> Iterator[Evidence]:
+    with inspection.engine.connect() as conn:
+        num_open = conn.execute(_SESSIONS, {"idle": IDLE}).scalar_one()
+    yield met(
+        f"sessions of the console that are open: {num_open}; one ends "
+        f"{inspection.settings.console_session_hours} hours after it began, after {IDLE.total_seconds() / 3600:g} hours without a page, and with its key"
+    )
+
+
+def check_operator_keys(inspection: Inspection) -> Iterator[Evidence]:
+    with inspection.engine.connect() as conn:
+        ids = conn.execute(_OPERATOR_KEYS).scalars().all()
+    yield met(f"keys of operators in force: {len(ids)}{f' ({_named(ids)})' if ids else ''}")
 
 
 def check_guessing(inspection: Inspection) -> Iterator[Evidence]:

@@ -47,13 +47,13 @@ CONTROLS: Final = (
             "names that tenant; what belongs to another is answered like what is not there. Prefixes in a KV cache "
             "are shared within a tenant alone. A key can be limited to scopes, to a project and to a time, is "
             "kept as its SHA-256, compared in constant time, and refused from the first call after it was revoked or "
-            "has expired; a test tries every route with ids of other tenants and projects. There are no sessions that "
-            "could be left open."
+            "has expired; a test tries every route with ids of other tenants and projects. A session of the console is "
+            "its key's and can do no more; it ends with it, and by itself."
         ),
         soc2=("CC6.1", "CC6.2", "CC6.3"),
         gdpr=("25", "32(1)(b)"),
         hipaa=("164.308(a)(4)(i)", "164.312(a)(1)", "164.312(a)(2)(i)", "164.312(a)(2)(iii)", "164.312(d)"),
-        checks=(access.check_keys,),
+        checks=(access.check_keys, access.check_sessions),
         missing=("Tenants are separated by our queries alone; PostgreSQL's row-level security is no second net.",),
         duties=("Hand keys out to people and programs whom you know, and review them.",),
     ),
@@ -74,13 +74,21 @@ CONTROLS: Final = (
         id="operator-access",
         title="Operators and processes have what they need of the servers",
         statement=(
-            "Operators act through the command line with the servers' passwords. Flower shows and changes nothing. "
+            "Operators act through the command line with the servers' passwords. A key that was made an operator's "
+            "shows groups, the queue and all tenants' totals in the console, drains groups and sets budgets there, and reads "
+            "nobody else's content; acts are logged by the id of the key. Flower shows and changes nothing. "
             "Groups fetch their work: the only port that they open to others is that of their health."
         ),
         soc2=("CC6.1", "CC6.2", "CC6.3", "CC6.6"),
         gdpr=("25", "29", "32(1)(b)", "32(4)"),
         hipaa=("164.308(a)(3)(i)", "164.308(a)(4)(i)", "164.312(a)(1)"),
-        checks=(access.check_database_role, access.check_redis_user, access.check_flower, access.check_data_dir),
+        checks=(
+            access.check_operator_keys,
+            access.check_database_role,
+            access.check_redis_user,
+            access.check_flower,
+            access.check_data_dir,
+        ),
         missing=(
             "Operators have no accounts, roles or second factor here: whoever has the database's password may do "
             "everything.",

@@ -12,6 +12,7 @@ from certificates import Authority
 from secure_servers import HOST, SecureServer
 from seeds import seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 from tokenizer_folders import byte_level
 
 from pipeline.compliance import access, content, integrity, operations, transport
@@ -19,7 +20,9 @@ from pipeline.compliance.evidence import Check, Inspection, State
 from pipeline.embedded import EmbeddedPostgres, new_password
 from pipeline.settings import Settings, get_settings
 from pipeline.tables.session import make_engine, transaction
+from pipeline.tenancy.console_sessions import begin_session
 from pipeline.tenancy.erasing import erase_tenant
+from pipeline.tenancy.keys import Principal
 from pipeline.tenancy.tenants import ensure_tenant
 
 MET, GAP, UNKNOWN = State.MET, State.GAP, State.UNKNOWN
@@ -54,6 +57,30 @@ def test_old_and_unused_keys_are_named_and_revoked_ones_are_not(database: Engine
     assert "1 expire, 1 have some scopes alone, 1 are of one project" in counted
     sql(database, "UPDATE api_keys SET revoked_at = now()")
     assert gaps(access.check_keys, database) == []
+
+
+def test_open_sessions_are_counted_and_keys_of_operators_named(database: Engine) -> None:
+    key = seed_tenant(database).api_key_id
+    assert look(access.check_operator_keys, database) == [(MET, "keys of operators in force: 0")]
+    sql(database, "UPDATE api_keys SET is_operator = true")
+    assert look(access.check_operator_keys, database) == [(MET, f"keys of operators in force: 1 ({key})")]
+    with Session(database) as session, session.begin():
+        begin_session(session, Principal(tenant_id="t", api_key_id=key))
+        begin_session(session, Principal(tenant_id="t", api_key_id=key))
+    sql(
+        database,
+        "UPDATE console_sessions SET last_seen_at = now() - interval '3 hours'"
+        " WHERE token_hash = (SELECT max(token_hash) FROM console_sessions)",
+    )
+    ((state, found),) = look(access.check_sessions, database, console_session_hours=8)
+    assert state is MET
+    assert found == (
+        "sessions of the console that are open: 1; one ends 8 hours after it began, after 2 hours without a page, and "
+        "with its key"
+    )
+    sql(database, "UPDATE api_keys SET revoked_at = now()")
+    assert look(access.check_operator_keys, database) == [(MET, "keys of operators in force: 0")]
+    assert "open: 0;" in look(access.check_sessions, database)[0][1]
 
 
 def test_a_limit_on_wrong_keys_is_asked_for() -> None:
