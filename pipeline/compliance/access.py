@@ -68,7 +68,8 @@ def check_sessions(inspection: Inspection) -> Iterator[Evidence]:
         num_open = conn.execute(_SESSIONS, {"idle": IDLE}).scalar_one()
     yield met(
         f"sessions of the console that are open: {num_open}; one ends "
-        f"{inspection.settings.console_session_hours} hours after it began, after {IDLE.total_seconds() / 3600:g} hours without a page, and with its key"
+        f"{inspection.settings.console_session_hours} hours after it began, after {IDLE.total_seconds() / 3600:g} hours "
+        "without a page, and with its key"
     )
 
 

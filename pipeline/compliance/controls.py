@@ -75,8 +75,8 @@ CONTROLS: Final = (
         title="Operators and processes have what they need of the servers",
         statement=(
             "Operators act through the command line with the servers' passwords. A key that was made an operator's "
-            "shows groups, the queue and all tenants' totals in the console, drains groups and sets budgets there, and reads "
-            "nobody else's content; acts are logged by the id of the key. Flower shows and changes nothing. "
+            "shows groups, the queue and all tenants' totals in the console, drains groups and sets budgets there, and "
+            "reads nobody else's content; acts are logged by the id of the key. Flower shows and changes nothing. "
             "Groups fetch their work: the only port that they open to others is that of their health."
         ),
         soc2=("CC6.1", "CC6.2", "CC6.3", "CC6.6"),
