@@ -151,13 +151,15 @@ def _pause(conn: Connection, claimed: ClaimedSlice, budget_id: str, needs: Decim
     log.info("batch paused", **claimed.ids, budget=budget_id)
 
 
-# One that is no longer in progress has nothing to go on with.
+# One that is no longer in progress has nothing to go on with. What it needs is in the currency of the budget that it
+# lacked room in; if that is gone, the next claim finds out what it needs.
 _HAVE_ROOM: Final = text(f"""
     SELECT b.id FROM batches b
     WHERE b.pause_reason <> '{PAUSED_BY_CLIENT}' AND b.status = 'in_progress' AND NOT EXISTS (
         SELECT FROM budgets g
         LEFT JOIN budget_uses u ON u.budget_id = g.id AND u.period_start = {PERIOD_START}
-        WHERE {APPLIES} AND g.is_hard AND g.amount - coalesce(u.spent + u.held, 0) < b.pause_needs
+        WHERE {APPLIES} AND g.is_hard AND g.currency = (SELECT p.currency FROM budgets p WHERE p.id = b.pause_reason)
+          AND g.amount - coalesce(u.spent + u.held, 0) < b.pause_needs
     )
     ORDER BY b.paused_at LIMIT :limit
 """)  # noqa: S608 - constants

@@ -153,6 +153,20 @@ def test_a_batch_without_room_pauses_and_goes_on_when_the_limit_is_raised(bench:
     assert bench.outcomes(batch_id) == [OutcomeKind.SUCCEEDED] * 3
 
 
+def test_a_full_budget_of_another_currency_keeps_no_batch_from_going_on(bench: Bench) -> None:
+    budget(bench, MOST / 2)
+    with transaction(bench.engine) as session:
+        set_budget(session, Scope(tenant_id=bench.tenant.id), currency="EUR", amount=Decimal(0))
+    batch_id = run(bench, 1)
+    assert nothing_to_claim(bench)
+    assert resume_paused(bench.engine) == 0
+
+    budget(bench, Decimal(1))
+
+    assert resume_paused(bench.engine) == 1
+    assert bench.claim().batch_id == batch_id
+
+
 def test_a_paused_batch_does_not_expire_nor_does_it_ask_for_tickets(bench: Bench) -> None:
     budget(bench, Decimal(0))
     batch_id = run(bench, 3)
