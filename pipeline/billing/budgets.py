@@ -264,7 +264,8 @@ def _prepaid(tenant_id: str, currency: str) -> Update:
 
 def _states(session: Session, budgets: Sequence[Budget]) -> list[BudgetState]:
     uses = {row.id: row for row in session.execute(_USES, {"budget_ids": [budget.id for budget in budgets]})}
-    return [BudgetState(budget, uses[budget.id].spent, uses[budget.id].held) for budget in budgets]
+    # One that was removed since it was read has no row.
+    return [BudgetState(budget, uses[budget.id].spent, uses[budget.id].held) for budget in budgets if budget.id in uses]
 
 
 def _log(
