@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL that loses the answer to one COMMIT, together with the connection."""
+"""A TCP proxy in front of PostgreSQL that loses the answer to one COMMIT, together with the connection; or stalls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import threading
 
 
 class FlakyProxy:
-    """Listens on `port` of the loopback address. `lose_next_commit` arms it for one COMMIT."""
+    """Listens on `port` of the loopback address. `lose_next_commit` arms it for one COMMIT.
+
+    While `may_answer` is not set, answers are held back, as of a server that hangs.
+    """
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -16,6 +19,8 @@ class FlakyProxy:
         self.port = int(self._listener.getsockname()[1])
         self._is_armed = False
         self.num_lost = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose_next_commit(self) -> None:
@@ -45,6 +50,7 @@ class FlakyProxy:
     def _to_client(self, server: socket.socket, client: socket.socket, drop: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
+                self.may_answer.wait()
                 if drop.is_set():  # committed, but nobody hears of it
                     self.num_lost += 1
                     break

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from flaky_proxy import FlakyProxy
 from prometheus_client import CollectorRegistry
-from running_gateways import postgres_processes
+from pydantic import SecretStr
 from running_groups import GROUP, make_settings, running_group, wait_for
 from running_workers import num_results
 from scraping import Scraped, scrape_registry
@@ -19,7 +18,6 @@ from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 from tokenizer_folders import byte_level
 
-from pipeline.embedded import EmbeddedPostgres
 from pipeline.settings import get_settings
 from pipeline.telemetry.metrics.service.metrics import ServiceMetrics
 from workers.backends.echo import EchoEngine
@@ -125,21 +123,26 @@ def test_series_of_a_group_that_is_gone_disappear(
     assert gone.value("ryzanstein_groups", state="ready") == gone.value("ryzanstein_groups", state="silent") == 0
 
 
-def test_a_database_that_hangs_is_told_and_keeps_no_scrape_waiting(own_postgres: EmbeddedPostgres) -> None:
-    metrics = ServiceMetrics(get_settings())
+def test_a_database_that_hangs_is_told_and_keeps_no_scrape_waiting(
+    database: Engine, redis_url: str, settings_env: pytest.MonkeyPatch
+) -> None:
+    direct = database.url
+    assert direct.port is not None
+    proxy = FlakyProxy(direct.port)
+    url = direct.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
+    metrics = ServiceMetrics(get_settings().model_copy(update={"database_url": SecretStr(url)}))
     registry = CollectorRegistry()
     registry.register(metrics)
     assert wait_for(lambda: (now := scrape_registry(registry)).all("ryzanstein_batches") and now)
-    pids = postgres_processes(own_postgres)
+    proxy.may_answer.clear()
     try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
         found = wait_for(lambda: (now := scrape_registry(registry)).value("ryzanstein_database_up") == 0 and now)
         assert time.monotonic() - began < 10, "the second scrape knows it at the latest"
         assert found.all("ryzanstein_batches") == {}
+        assert found.value("ryzanstein_redis_up") == 1
     finally:
-        for pid in reversed(pids):
-            os.kill(pid, signal.SIGCONT)
+        proxy.may_answer.set()
     wait_for(lambda: scrape_registry(registry).value("ryzanstein_database_up") == 1)
     metrics.close()
+    proxy.close()
