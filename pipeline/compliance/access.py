@@ -66,10 +66,10 @@ def check_keys(inspection: Inspection) -> Iterator[Evidence]:
 def check_sessions(inspection: Inspection) -> Iterator[Evidence]:
     with inspection.engine.connect() as conn:
         num_open = conn.execute(_SESSIONS, {"idle": IDLE}).scalar_one()
+    longest, idle = inspection.settings.console_session_hours, IDLE.total_seconds() / 3600
     yield met(
-        f"sessions of the console that are open: {num_open}; one ends "
-        f"{inspection.settings.console_session_hours} hours after it began, after {IDLE.total_seconds() / 3600:g} hours "
-        "without a page, and with its key"
+        f"sessions of the console that are open: {num_open}; one ends {longest} hours after it began, after {idle:g} "
+        "hours without a page, and with its key"
     )
 
 
