@@ -16,8 +16,8 @@ from pipeline.telemetry.metrics.metric import Kind
 from pipeline.telemetry.metrics.vllm_names import VLLM_METRICS
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus" / "rules"
-#: Names of ours, and of vLLM's; and what Prometheus itself says of a target.
-_NAME = re.compile(r"\b(?:ryzanstein_\w+|vllm:\w+)|\bup\b(?={)")
+#: Names of ours, of vLLM's and of Flower's; and what Prometheus itself says of a target.
+_NAME = re.compile(r"\b(?:ryzanstein_\w+|vllm:\w+|flower_\w+)|\bup\b(?={)")
 #: What Grafana puts in place of variables, everything being chosen.
 _VALUES = {"$__rate_interval": "1m", "$__range": "5m", "$group_hour_cost": "2"}
 

@@ -81,11 +81,15 @@ class RunningPrometheus:
         return {one["labels"]["process"]: one["health"] for one in self.get("targets")["activeTargets"]}
 
 
+def need_prometheus() -> None:
+    """Skip where it is not installed."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("needs Prometheus: apt-get install prometheus")
+
+
 @contextmanager
 def watching(stack: RunningStack) -> Iterator[RunningPrometheus]:
     """Prometheus with the configuration and the rules of deploy/, which has yet to find the stack's processes."""
-    if shutil.which("prometheus") is None:
-        pytest.skip("needs Prometheus: apt-get install prometheus")
     port = free_port()
     argv = [sys.executable, "-m", "deploy.prometheus.local", "--data-dir", str(stack.data_dir), "--port", str(port)]
     log_path = stack.data_dir.with_name("prometheus.log")

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from batch_jobs import lines_of, submit, wait_for_end, wait_until_under_way
 from observability_queries import alert_queries, all_alerts, board_queries, vllm_queries
-from running_prometheus import RunningPrometheus, watching
+from running_prometheus import RunningPrometheus, need_prometheus, watching
 from stacks import RunningStack, wait_for
 
 T = TypeVar("T")
@@ -62,6 +62,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(stack_folder: Path, tiny_model: Path) -> Iterator[Watched]:
     """A stack with two ranks, so small slices that some always wait, and a Prometheus that sees all of it."""
+    need_prometheus()
     env = {"RYZANSTEIN_SLICE_REQUESTS": "4", "RYZANSTEIN_MAX_NUM_SEQUENCES": "2", "RYZANSTEIN_GROUP_SLICES": "2"}
     stack = RunningStack(stack_folder / "watched", tiny_model, ("--tp", "2"), env)
     try:

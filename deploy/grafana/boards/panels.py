@@ -125,12 +125,14 @@ class Variable:
     metric: str
 
     def to_json(self) -> dict[str, Any]:
+        query = f"label_values({self.metric}, {self.name})"
         return {
             "type": "query",
             "name": self.name,
             "label": self.label,
             "datasource": _DATASOURCE,
-            "query": {"query": f"label_values({self.metric}, {self.name})", "refId": self.name},
+            "definition": query,
+            "query": {"qryType": 1, "query": query, "refId": self.name},
             "refresh": 2,
             "multi": True,
             "includeAll": True,

@@ -1,4 +1,4 @@
-"""The board of what everything rests on: queues, control, PostgreSQL, Redis, gateways."""
+"""The board of what everything rests on: queues, control, PostgreSQL, Redis."""
 
 from __future__ import annotations
 
@@ -120,6 +120,30 @@ _QUEUES: Final = Row(
     ),
 )
 
+_CELERY: Final = Row(
+    "Celery, as Flower sees it",
+    (
+        Panel(
+            title="Workers online",
+            description="1 of each control worker and each group that Flower hears of.",
+            unit=Unit.COUNT,
+            queries=(Query("max by (worker) (flower_worker_online)", "{{worker}}"),),
+        ),
+        Panel(
+            title="Events of tasks",
+            description="Sent, received, started, succeeded, failed. A ticket is a task, too.",
+            unit=Unit.PER_SECOND,
+            queries=(Query("sum by (task, type) (rate(flower_events_total[$__rate_interval]))", "{{task}} {{type}}"),),
+        ),
+        Panel(
+            title="Tasks that are executed",
+            description="By worker; a group executes a ticket for as long as it works on its slice.",
+            unit=Unit.COUNT,
+            queries=(Query("max by (worker) (flower_worker_number_of_currently_executing_tasks)", "{{worker}}"),),
+        ),
+    ),
+)
+
 _POSTGRES: Final = Row(
     "PostgreSQL",
     (
@@ -183,8 +207,8 @@ _POSTGRES: Final = Row(
     ),
 )
 
-_EDGE: Final = Row(
-    "Redis and gateways",
+_REDIS: Final = Row(
+    "Redis",
     (
         Panel(
             title="Memory of Redis",
@@ -198,92 +222,13 @@ _EDGE: Final = Row(
             unit=Unit.COUNT,
             queries=(Query("max(ryzanstein_redis_clients)", "connections"),),
         ),
-        Panel(
-            title="Calls per second",
-            description="By route.",
-            unit=Unit.PER_SECOND,
-            queries=(
-                Query(
-                    "sum by (method, route) (rate(ryzanstein_http_requests_total[$__rate_interval]))",
-                    "{{method}} {{route}}",
-                ),
-            ),
-            is_stacked=True,
-        ),
-        Panel(
-            title="Time of calls",
-            description="What one of twenty takes longer than; uploads and downloads take what their size takes.",
-            unit=Unit.SECONDS,
-            queries=(
-                Query(
-                    "histogram_quantile(0.95, sum by (le, route) "
-                    "(rate(ryzanstein_http_request_duration_seconds_bucket[$__rate_interval])))",
-                    "{{route}}",
-                ),
-            ),
-        ),
-        Panel(
-            title="Calls that failed here",
-            description="Part of the calls that were answered by 5xx.",
-            unit=Unit.SHARE,
-            queries=(
-                Query(
-                    '(sum(rate(ryzanstein_http_requests_total{status=~"5.."}[$__rate_interval])) or vector(0))'
-                    " / sum(rate(ryzanstein_http_requests_total[$__rate_interval]))",
-                    "failed",
-                ),
-            ),
-        ),
-        Panel(
-            title="Calls under way",
-            description="Calls whose answer has not ended; long uploads and downloads are among them.",
-            unit=Unit.COUNT,
-            queries=(Query("sum(ryzanstein_http_requests_in_progress)", "calls"),),
-        ),
-        Panel(
-            title="Bytes under way",
-            description="Of these calls so far: `in` of bodies, `out` of answers.",
-            unit=Unit.BYTES,
-            queries=(Query("sum by (direction) (ryzanstein_http_bytes_in_flight)", "{{direction}}"),),
-        ),
-    ),
-)
-
-_OUTSIDE: Final = Row(
-    "Disks and webhooks",
-    (
-        Panel(
-            title="Room on disks",
-            description="Of local blobs, and of a stack's data folder. Below 5 GiB make room.",
-            unit=Unit.BYTES,
-            queries=(Query("ryzanstein_disk_free_bytes", "{{folder}}"),),
-        ),
-        Panel(
-            title="Receivers of webhooks",
-            description="To failing ones nothing was delivered since their last success; all is tried for 72 hours.",
-            unit=Unit.COUNT,
-            queries=(Query(_max("ryzanstein_webhook_endpoints"), "{{state}}"),),
-            is_stacked=True,
-        ),
-        Panel(
-            title="Webhooks to be sent",
-            description="Events on their way to a receiver, those that wait for another attempt included.",
-            unit=Unit.COUNT,
-            queries=(Query("max(ryzanstein_webhook_deliveries_pending)", "waiting"),),
-        ),
-        Panel(
-            title="Webhooks overdue",
-            description="For how long an attempt has been due that was not made.",
-            unit=Unit.SECONDS,
-            queries=(Query("max(ryzanstein_webhook_overdue_seconds)", "overdue"),),
-        ),
     ),
 )
 
 QUEUE_AND_SQL: Final = Board(
     uid="ryzanstein-queue-and-sql",
     title="Ryzanstein: queue and SQL",
-    description="Queues, control, PostgreSQL, Redis, gateways, disks and webhooks.",
+    description="Queues, control, PostgreSQL and Redis.",
     variables=(),
-    rows=(_REACHABLE, _QUEUES, _POSTGRES, _EDGE, _OUTSIDE),
+    rows=(_REACHABLE, _QUEUES, _CELERY, _POSTGRES, _REDIS),
 )
