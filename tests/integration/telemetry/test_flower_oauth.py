@@ -108,6 +108,9 @@ def test_only_the_addresses_of_the_settings_get_in_and_the_password_is_for_metri
     provider.email = "eve@elsewhere.com"
     assert visit(f"{flower.url}/workers") == 403
 
+    # It is no way to sign in: whoever gives it is sent to the provider, and comes back as nobody.
+    for path in ("/workers", "/tasks", "/api/workers", "/api/tasks"):
+        assert status(flower.url + path, PASSWORD) == 403, path
     assert status(f"{flower.url}/metrics", None) == 401
     assert status(f"{flower.url}/metrics", PASSWORD) == 200
     assert status(f"{flower.url}/api/worker/shutdown/control@here", PASSWORD, "POST") == 403
