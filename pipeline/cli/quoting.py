@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Exit code where the file can't be run.
 _FAILED: Final = 3
 _LOOK_SECONDS: Final = 0.5
+#: After so long it says that it waits.
+_PATIENT_SECONDS: Final = 20.0
 
 
 def register(app: typer.Typer) -> None:
@@ -50,15 +52,26 @@ def quote(
             "service_class": service_class,
         }
         found: Any = client.post("/batches/quote", body=body, cast_to=object, options={"headers": once()})
-        while found["status"] == "computing":
-            time.sleep(_LOOK_SECONDS)
-            found = read_quote(client, found["id"])
+        found = _wait_for(client, found)
     if as_json:
         typer.echo(json.dumps(found))
     else:
         _print(found)
     if found["status"] == "failed":
         raise typer.Exit(_FAILED)
+
+
+def _wait_for(client: OpenAI, found: Any) -> Any:
+    """The quote when it is computed, which a large file takes a while for; without control it is never."""
+    silent_until: float | None = time.monotonic() + _PATIENT_SECONDS
+    while found["status"] == "computing":
+        if silent_until is not None and time.monotonic() > silent_until:
+            silent_until = None
+            note = "is still being computed. If this takes long, `ryzanstein doctor` says whether control is there."
+            typer.echo(f"{found['id']} {note}", err=True)
+        time.sleep(_LOOK_SECONDS)
+        found = read_quote(client, found["id"])
+    return found
 
 
 def read_quote(client: OpenAI, quote_id: str) -> Any:

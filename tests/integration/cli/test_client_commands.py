@@ -117,6 +117,18 @@ def test_what_is_sent_again_since_its_answer_was_lost_is_made_once(
         assert session.execute(select(func.count()).select_from(File)).scalar_one() == 1
 
 
+def test_a_quote_that_takes_long_says_what_it_waits_for(
+    run: Run, input_file: str, settings_env: pytest.MonkeyPatch
+) -> None:
+    settings_env.setattr("pipeline.gateway.quotes._WAIT_SECONDS", 0.0)
+    settings_env.setattr("pipeline.cli.quoting._PATIENT_SECONDS", 0.0)
+    answers = iter([{"id": "quote_1", "status": "computing"}, {"status": "failed", "errors": None}])
+    settings_env.setattr("pipeline.cli.quoting.read_quote", lambda *_: next(answers))
+    result = run("quote", input_file, "--json")
+    assert result.exit_code == 3
+    assert result.stderr.count("is still being computed. If this takes long, `ryzanstein doctor`") == 1
+
+
 def test_submit_prints_one_line_for_people(run: Run, input_file: str) -> None:
     result = run("submit", input_file, "--endpoint", "/v1/chat/completions")
     with transaction() as session:
