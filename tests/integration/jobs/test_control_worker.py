@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import redis
+from seeds import sql
 from sqlalchemy import Engine
-from submitting import Bench, request_lines
+from submitting import Bench, request_line, request_lines
+from webhook_endpoints import listen
+from webhook_receivers import receiver
 
 from pipeline.celery import CONTROL_QUEUE, KEY_PREFIX
 from pipeline.embedded import EmbeddedRedis, new_password
@@ -31,6 +34,9 @@ def own_redis(tmp_path: Path, settings_env: pytest.MonkeyPatch) -> Iterator[Embe
     settings_env.setenv(PREFIX + "SWEEP_SECONDS", "0.5")
     settings_env.setenv(PREFIX + "RELAY_SECONDS", "0.5")
     settings_env.setenv(PREFIX + "LOG_LEVEL", "DEBUG")
+    settings_env.setenv(PREFIX + "WEBHOOK_HTTP", "true")
+    settings_env.setenv(PREFIX + "WEBHOOK_PRIVATE_NETWORKS", "127.0.0.0/8,::1/128")
+    settings_env.setenv(PREFIX + "SIGNING_KEY_FILE", str(tmp_path / "signing_key.pem"))
     get_settings.cache_clear()
     yield server
     server.stop()
@@ -82,6 +88,24 @@ def test_it_takes_a_batch_from_submission_to_its_end_and_leaves_in_order(
     assert "secret" not in log_path.read_text()
 
 
+def test_it_tells_webhooks_that_a_batch_has_ended_and_tries_again(
+    stack: Bench, control: subprocess.Popen[bytes]
+) -> None:
+    with receiver() as hooks:
+        hooks.statuses[:] = [500, 200]
+        listen(stack.tenant, hooks.url)
+        batch_id = stack.submit([request_line("a", max_tokens=-1)])
+        outbox.publish_soon()
+        wait_for(stack, batch_id, BatchStatus.FAILED, control)
+        wait_until(lambda: len(hooks.received) == 1, what="the first attempt", timeout=60, process=control)
+        # The sweeper finds what is due, whoever published the first message.
+        due = "UPDATE webhook_deliveries SET next_attempt_at = now() WHERE attempts <> '[]' RETURNING id"
+        wait_until(lambda: bool(sql(stack.engine, due)), what="its note", timeout=60, process=control)
+        wait_until(lambda: len(hooks.received) == 2, what="the second attempt", timeout=60, process=control)
+    assert json.loads(hooks.received[1].body)["data"]["id"] == batch_id
+    assert hooks.received[0].id == hooks.received[1].id
+
+
 def test_it_is_a_node_that_flower_sees(control: subprocess.Popen[bytes]) -> None:
     [(name, queues)] = inspect("active_queues").items()
     assert name.startswith("control@")
@@ -93,6 +117,7 @@ def test_it_is_a_node_that_flower_sees(control: subprocess.Popen[bytes]) -> None
         "control.finalize",
         "control.sweep",
         "control.relay",
+        "webhook.deliver",
     }
 
 
