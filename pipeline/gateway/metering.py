@@ -37,7 +37,7 @@ class GatewayMetrics:
         for direction in ("in", "out"):
             self.bytes.labels(direction)
             self.bytes_in_flight.labels(direction)
-        for kind in ("requests", "tokens"):
+        for kind in ("requests", "tokens", "enqueued"):
             self.rate_refusals.labels(kind)
         for reason in ("missing", "invalid", "blocked", "scope"):
             self.auth_failures.labels(reason)

@@ -34,7 +34,10 @@ HTTP_BYTES: Final = _metric(
     "http_bytes_total", Kind.COUNTER, "Bytes of bodies (`in`) and answers (`out`).", "direction"
 )
 RATE_REFUSALS: Final = _metric(
-    "rate_limit_refusals_total", Kind.COUNTER, "Calls that were refused since their tenant or key was too fast.", "kind"
+    "rate_limit_refusals_total",
+    Kind.COUNTER,
+    "Calls that were refused since their tenant or key was too fast (`requests`, `tokens`) or has too much enqueued.",
+    "kind",
 )
 AUTH_FAILURES: Final = _metric(
     "auth_failures_total",
