@@ -18,6 +18,10 @@ from openai.types import Batch
 from playwright.sync_api import Page, expect
 from stacks import RunningStack
 
+from pipeline.tables.session import make_engine, transaction
+from pipeline.tenancy.keys import create_key
+from pipeline.tenancy.tenants import ensure_tenant
+
 #: Completion tokens of a second: the running batch lasts for as long as the tests.
 SPEED = 300
 _QUESTIONS = (
@@ -28,6 +32,7 @@ _QUESTIONS = (
 #: Pages of which pictures are kept, in which theme.
 _KEPT_LIGHT = ("batches", "batch", "answers", "errors", "usage", "costs", "groups")
 _KEPT_DARK = ("queue",)
+_OPERATING = ("usage", "costs", "budgets", "keys", "groups", "queue")
 _DROP = """([name, text]) => {
     const data = new DataTransfer();
     data.items.add(new File([text], name));
@@ -90,8 +95,9 @@ def scene(stack_folder: Path) -> Iterator[Scene]:
         failed = wait_for_end(client, named(client, "mails.jsonl", bad).id)
         paused = named(client, "invoices.jsonl", questions(30))
         client.post(f"/batches/{paused.id}/pause", cast_to=object)
-        others = stack.client(stack.create_key("globex"))
-        submit(others, questions(40, max_tokens=32), extra_body={"service_class": "flex"})
+        with transaction(make_engine(stack.report["database_url"])) as session:
+            _, key = create_key(session, ensure_tenant(session, "globex").id, "key")
+        submit(stack.client(key), questions(40, max_tokens=32), extra_body={"service_class": "flex"})
         with psycopg.connect(stack.report["database_url"].replace("+psycopg", ""), autocommit=True) as conn:
             conn.execute(_USAGE)
         assert (finished.status, failed.status) == ("completed", "failed")
@@ -145,6 +151,8 @@ def test_every_page_can_be_used_by_everybody_and_asks_nobody_else(
         "groups": ("groups", "group-0"),
         "queue": ("queue", "Next is"),
     }
+    if theme == "dark":  # the others are looked at in both by tests of their own
+        pages = {name: found for name, found in pages.items() if name in ("batches", *_OPERATING)}
     for name, (path, words) in pages.items():
         page.goto(f"{scene.console}/{path}")
         expect(page.get_by_text(words).first).to_be_visible()
