@@ -12,6 +12,7 @@ from typing import Final
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from pipeline.checks.control import check_control
 from pipeline.checks.disk import check_disk
 from pipeline.checks.findings import Finding, failed, ok, warning
 from pipeline.checks.host import (
@@ -120,7 +121,8 @@ def _models_and_groups() -> Iterator[Finding]:
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
-    return check_redis()
+    yield from check_redis()
+    yield from check_control()
 
 
 def _storage(settings: Settings) -> Iterator[Finding]:

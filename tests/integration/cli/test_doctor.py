@@ -51,6 +51,10 @@ def test_a_healthy_service_is_exit_code_0(
         "warning",
         "none is ready. Start one with `ryzanstein worker MODEL`; batches wait until then.",
     )
+    assert found["control"] == (
+        "warning",
+        "gave no answer within 3 s. Start `ryzanstein control`: without it batches are neither prepared nor ended.",
+    )
     assert found["model tiny"][0] == found["gateway"][0] == found["flower"][0] == "warning"
 
 
