@@ -95,11 +95,8 @@ def test_nobody_looks_without_the_password_and_nobody_may_change_anything(
     assert read_flower_metrics(settings.model_copy(update={"flower_port": free_port()})) is None
 
 
-def test_a_memory_that_is_spoiled_is_put_aside_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "events"
-    file.write_bytes(b"\x00no database\xff" * 1000)
-
-    events = LastingEvents(
+def make_events(file: Path) -> LastingEvents:
+    return LastingEvents(
         app,
         on_worker=lambda *_: None,
         io_loop=None,
@@ -109,9 +106,21 @@ def test_a_memory_that_is_spoiled_is_put_aside_with_a_word(tmp_path: Path, caplo
         max_tasks_in_memory=10,
     )
 
+
+def test_a_memory_that_is_spoiled_is_put_aside_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_events(tmp_path / "events").save_state()
+    # Which files there are is for the system's dbm to say.
+    spoiled = max(tmp_path.iterdir(), key=lambda path: path.stat().st_size)
+    spoiled.write_bytes(b"\x00no database\xff" * 1000)
+
+    events = make_events(tmp_path / "events")
+
     assert len(events.state.tasks) == 0
     assert "moving it aside" in caplog.text
-    assert (tmp_path / "events.corrupt").exists()
+    assert spoiled.with_name(f"{spoiled.name}.corrupt").exists()
+    events.save_state()
+    assert make_events(tmp_path / "events").state is not None
+    assert caplog.text.count("moving it aside") == 1
 
 
 class Loop:
