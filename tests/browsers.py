@@ -21,6 +21,13 @@ LIMIT_MS = 30_000
 #: Largest picture that the repository keeps, in bytes.
 MAX_PICTURE_BYTES = 150_000
 
+_DROP = """([name, text]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([text], name));
+    for (const kind of ["dragenter", "dragover", "drop"])
+        document.getElementById("drop").dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true }));
+}"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -81,6 +88,11 @@ def check_accessible(page: Page) -> None:
     found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}}).response["violations"]
     wrong = [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"][:3]]
     assert not wrong, "\n".join([page.url, *wrong])
+
+
+def drop_file(page: Page, name: str, text: str) -> None:
+    """Drop a file on the page for uploads, as a hand would."""
+    page.evaluate(_DROP, [name, text])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import openai
 import psycopg
 import pytest
 from batch_jobs import chat_line, submit, wait_for_end, wait_until_under_way
-from browsers import check_accessible, keep_screenshot, no_complaints
+from browsers import check_accessible, drop_file, keep_screenshot, no_complaints
 from model_folders import random_llama
 from openai.types import Batch
 from playwright.sync_api import Page, expect
@@ -33,12 +34,6 @@ _QUESTIONS = (
 _KEPT_LIGHT = ("batches", "batch", "answers", "errors", "usage", "costs", "groups")
 _KEPT_DARK = ("queue",)
 _OPERATING = ("usage", "costs", "budgets", "keys", "groups", "queue")
-_DROP = """([name, text]) => {
-    const data = new DataTransfer();
-    data.items.add(new File([text], name));
-    for (const kind of ["dragenter", "dragover", "drop"])
-        document.getElementById("drop").dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true }));
-}"""
 # A month in which something was used every day, so that charts have something to show.
 _USAGE = """
     INSERT INTO usage_rollups (tenant_id, period, starts_at, project_id, api_key_id, model, service_class, meter,
@@ -109,13 +104,11 @@ def scene(stack_folder: Path) -> Iterator[Scene]:
 @pytest.fixture
 def enter(scene: Scene, open_page: Callable[..., Page]) -> Iterator[Callable[..., Page]]:
     """A page of somebody who has signed in: `enter(color_scheme="dark")`."""
-    checks: list[Any] = []
     strangers: list[str] = []
 
     def enter(**options: Any) -> Page:
         page = open_page(reduced_motion="reduce", **options)
-        checks.append(no_complaints(page))
-        checks[-1].__enter__()
+        checks.enter_context(no_complaints(page))
         page.on("request", lambda asked: None if is_ours(asked.url) else strangers.append(asked.url))
         page.goto(f"{scene.console}/")
         page.get_by_label("API key").fill(scene.stack.report["api_key"])
@@ -126,9 +119,8 @@ def enter(scene: Scene, open_page: Callable[..., Page]) -> Iterator[Callable[...
     def is_ours(url: str) -> bool:
         return url.startswith((f"{scene.console}/", "data:", "blob:"))
 
-    yield enter
-    for check in checks:
-        check.__exit__(None, None, None)
+    with ExitStack() as checks:
+        yield enter
     assert strangers == [], "the console asks for nothing but itself"
 
 
@@ -175,13 +167,13 @@ def test_a_batch_is_cancelled_another_uploaded_mended_quoted_and_read_and_a_thir
     page.get_by_role("link", name="Upload", exact=True).click()
     lines = questions(6)
     text = "\n".join(map(json.dumps, lines))
-    page.evaluate(_DROP, ["reviews.jsonl", text.replace('"max_tokens": 8', '"max_tokens": -8', 2)])
+    drop_file(page, "reviews.jsonl", text.replace('"max_tokens": 8', '"max_tokens": -8', 2))
     page.wait_for_url("**/console/quotes/*")
     expect(page.get_by_text("2 things are wrong with this file.")).to_be_visible()
     expect(page.get_by_role("row", name="body.max_tokens").first).to_contain_text('"custom_id": "request-1"')
 
     page.get_by_role("link", name="Upload", exact=True).click()
-    page.evaluate(_DROP, ["reviews.jsonl", text])
+    drop_file(page, "reviews.jsonl", text)
     page.wait_for_url("**/console/quotes/*")
     expect(page.get_by_text("What it would cost")).to_be_visible()
     keep_screenshot(page, "console-quote.png")

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from browsers import browser, open_page
+from browsers import browser, check_accessible, drop_file, no_complaints, open_page
 from playwright.sync_api import Page, expect
 from running_gateways import Tenant
 from seeds import SeededTenant, seed_model
@@ -23,13 +22,6 @@ from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import authenticate
 
 __all__ = ["browser", "open_page"]
-
-_DROP = """([name, text]) => {
-    const data = new DataTransfer();
-    data.items.add(new File([text], name));
-    for (const kind of ["dragenter", "dragover", "drop"])
-        document.getElementById("drop").dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true }));
-}"""
 
 
 @pytest.fixture
@@ -55,34 +47,22 @@ def bench(acme: Tenant, database: Engine, tmp_path: Path) -> Iterator[Bench]:
 def page(open_page: Callable[..., Page], address: str, acme: Tenant, bench: Bench) -> Iterator[Page]:
     """Signed in; whatever the browser complains about fails the test."""
     page = open_page(color_scheme="dark", reduced_motion="reduce")
-    complaints: list[str] = []
-    page.on(
-        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
-    )
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(f"{address}/console/")
-    page.get_by_label("API key").fill(acme.key)
-    page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("heading", name="Batches", exact=True)).to_be_visible()
-    yield page
-    assert complaints == []
-
-
-def accessible(page: Page) -> None:
-    """Of the rules of WCAG 2.2 AA, as far as a program can tell."""
-    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}}).response["violations"]
-    assert [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found] == []
+    with no_complaints(page):
+        page.goto(f"{address}/console/")
+        page.get_by_label("API key").fill(acme.key)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("heading", name="Batches", exact=True)).to_be_visible()
+        yield page
 
 
 def test_a_dropped_file_becomes_a_batch_that_is_seen_to_run(page: Page, acme: Tenant, bench: Bench) -> None:
     page.get_by_role("link", name="Upload").click()
-    accessible(page)
+    check_accessible(page)
     text = "\n".join(json.dumps(line) for line in request_lines(20))
-    page.evaluate(_DROP, ["dropped.jsonl", text])
+    drop_file(page, "dropped.jsonl", text)
     page.wait_for_url("**/console/quotes/*")
     expect(page.get_by_text("What it would cost")).to_be_visible()  # by itself, when control has read the file
-    accessible(page)
+    check_accessible(page)
     page.get_by_label("Pause before it costs more than (USD)").fill("2.50")
     page.get_by_role("button", name="Create the batch").click()
     page.wait_for_url("**/console/batches/batch_*")
@@ -91,7 +71,7 @@ def test_a_dropped_file_becomes_a_batch_that_is_seen_to_run(page: Page, acme: Te
     prepare(batch_id, bench.engine)
     bench.answer(bench.claim(), 5)
     expect(page.get_by_text("5 of 20 requests")).to_be_visible()
-    accessible(page)
+    check_accessible(page)
     page.get_by_role("button", name="Cancel").focus()
     assert person_pauses(acme, batch_id) == "client"
     expect(page.get_by_role("button", name="Resume")).to_be_visible()  # what is shown was exchanged
@@ -101,7 +81,7 @@ def test_a_dropped_file_becomes_a_batch_that_is_seen_to_run(page: Page, acme: Te
     expect(page.locator("#progress")).to_contain_text("cancelling")
     for name in ("Requests", "Answers", "Errors"):
         page.get_by_role("link", name=name, exact=True).click()
-        accessible(page)
+        check_accessible(page)
     assert acme.client.batches.retrieve(batch_id).status == "cancelling"
 
 
@@ -123,16 +103,16 @@ def test_errors_are_shown_on_their_lines_and_a_large_file_is_refused(page: Page,
     page.get_by_role("button", name="Check it").press("Enter")
     expect(page.get_by_text("2 things are wrong with this file.")).to_be_visible()
     expect(page.get_by_role("row", name="body.max_tokens")).to_contain_text('"custom_id": "b"')
-    accessible(page)
+    check_accessible(page)
 
 
 def test_the_theme_follows_the_system_until_it_is_chosen_and_keys_reach_everything(page: Page) -> None:
     root = page.locator("html")
     expect(root).to_have_attribute("data-bs-theme", "dark")
-    accessible(page)
+    check_accessible(page)
     page.emulate_media(color_scheme="light")
     expect(root).to_have_attribute("data-bs-theme", "light")
-    accessible(page)
+    check_accessible(page)
     page.get_by_role("button", name="Dark theme").click()
     page.reload()
     expect(root).to_have_attribute("data-bs-theme", "dark")
@@ -144,4 +124,4 @@ def test_the_theme_follows_the_system_until_it_is_chosen_and_keys_reach_everythi
     expect(page.get_by_role("link", name="New batch").first).to_be_focused()
     page.get_by_role("button", name="Sign out").press("Enter")
     expect(page.get_by_text("You have signed out.")).to_be_visible()
-    accessible(page)
+    check_accessible(page)
