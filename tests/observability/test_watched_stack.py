@@ -61,10 +61,10 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(stack_folder: Path, tiny_model: Path) -> Iterator[Watched]:
-    """A stack with two ranks, so small slices that some always wait, and a Prometheus that sees all of it."""
+    """A stack with slices so small that some always wait, and a Prometheus that sees all of it."""
     need_prometheus()
     env = {"RYZANSTEIN_SLICE_REQUESTS": "4", "RYZANSTEIN_MAX_NUM_SEQUENCES": "2", "RYZANSTEIN_GROUP_SLICES": "2"}
-    stack = RunningStack(stack_folder / "watched", tiny_model, ("--tp", "2"), env)
+    stack = RunningStack(stack_folder / "watched", tiny_model, (), env)
     try:
         stack.up()
         with watching(stack) as prometheus:
@@ -119,7 +119,7 @@ def test_a_healthy_stack_raises_no_alert(watched: Watched, running_batch: str) -
 
 def test_a_dead_rank_raises_its_alert(watched: Watched, running_batch: str) -> None:
     with watched.raises("RankDead"):
-        os.kill(watched.stack.status()["pids"]["group-0.rank-1"], signal.SIGKILL)
+        os.kill(watched.stack.status()["pids"]["group-0.rank-0"], signal.SIGKILL)
 
 
 def test_a_group_that_stands_still_while_slices_wait_raises_its_alerts(watched: Watched, running_batch: str) -> None:
@@ -136,11 +136,13 @@ def test_a_queue_that_nobody_can_claim_from_raises_its_alert(watched: Watched) -
     assert wait_for_end(watched.client, batch.id).status == "completed"
 
 
-def test_a_lost_database_raises_its_alert(watched: Watched) -> None:
-    with watched.raises("DatabaseLost"), frozen(watched.stack.status()["pids"]["supervisor"]):
-        os.kill(watched.stack.pid("postgres") or 0, signal.SIGKILL)
-        wait_for(lambda: "DatabaseLost" in watched.firing(), "the alert")
-    wait_for(lambda: "DatabaseLost" not in watched.firing(), "the end of the alert")
+def test_a_lost_database_and_a_lost_redis_raise_their_alerts(watched: Watched) -> None:
+    lost = {"DatabaseLost", "RedisLost"}
+    with watched.raises(*lost), frozen(watched.stack.status()["pids"]["supervisor"]):
+        for server in ("postgres", "redis"):
+            os.kill(watched.stack.pid(server) or 0, signal.SIGKILL)
+        wait_for(lambda: lost <= watched.firing(), "both alerts")
+    wait_for(lambda: not lost & watched.firing(), "the end of both")
 
 
 def test_what_there_is_only_after_incidents_is_there_after_them(watched: Watched) -> None:

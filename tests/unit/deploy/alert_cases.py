@@ -57,15 +57,17 @@ CASES: tuple[Case, ...] = (
                 'ryzanstein_rank_up{model="m", group="g", rank="0"}': f"1+0{_STAYS}",
                 'ryzanstein_rank_up{model="m", group="g", rank="1"}': rank,
                 f"ryzanstein_group_up{_GROUP}": group,
+                f"ryzanstein_engine_steps_total{_GROUP}": f"{steps}+0{_STAYS}",
             },
         )
-        for is_raised, rank, group in (
-            (True, f"1+0x20 0+0{_STAYS}", f"1+0{_STAYS}"),
-            (False, f"1+0{_STAYS}", f"1+0{_STAYS}"),
+        for is_raised, rank, group, steps in (
+            (True, f"1+0x20 0+0{_STAYS}", f"1+0{_STAYS}", 7),
+            (False, f"1+0{_STAYS}", f"1+0{_STAYS}", 7),
             # Others have taken its place, and load.
-            (True, f"1+0{_STAYS}", f"1+0x20 0+0{_STAYS}"),
-            # The group starts.
-            (False, f"0+0{_STAYS}", f"0+0{_STAYS}"),
+            (True, f"1+0{_STAYS}", f"1+0x20 0+0{_STAYS}", 7),
+            # The group starts, for the first time or again.
+            (False, f"0+0{_STAYS}", f"0+0{_STAYS}", 0),
+            (False, f"1+0{_STAYS}", f"1+0x20 0+0{_STAYS}", 0),
         )
     ),
     # Nobody saw it dead, but it was replaced within the minute; later that is over.
