@@ -88,7 +88,7 @@ async def _send(
         error = str(refused)
     except ssl.SSLCertVerificationError as refused:
         error = f"The certificate is not valid: {refused.verify_message}."
-    except (httpx2.TransportError, OSError, ValueError) as failure:
+    except Exception as failure:  # noqa: BLE001 - whatever ails one of them, the others are told
         error = f"No connection: {_reason(failure)}"
     if status is not None and not 200 <= status < 300:
         error = f"The receiver answered with status {status}."

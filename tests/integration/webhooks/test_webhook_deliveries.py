@@ -251,6 +251,15 @@ def test_the_address_that_was_judged_is_the_one_that_is_called(
     assert hooks.received[0].headers["host"] == f"rebinding.invalid:{port}"
 
 
+@pytest.mark.parametrize("host", ["exa..mple.com", "x" * 70 + ".com"])
+def test_a_host_that_is_none_is_a_failure_like_any_other(host: str, bench: Bench) -> None:
+    """It can't even be encoded for a look-up."""
+    message = sending.Message(f"https://{host}/", {}, b"{}")
+    [answer] = sending.send_all([message], get_settings(), 3.0)
+    assert answer.status is None
+    assert answer.error
+
+
 def test_certificates_are_checked_by_the_name_and_not_by_the_address(
     bench: Bench, settings_env: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
