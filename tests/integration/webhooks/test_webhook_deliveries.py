@@ -3,23 +3,20 @@ from __future__ import annotations
 import json
 import threading
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from certificates import Authority
 from seeds import seed_tenant, sql
 from submitting import Bench, request_line
-from webhook_endpoints import listen
-from webhook_receivers import Receiver, receiver
+from webhook_endpoints import deliveries, end, listen, make_due
+from webhook_receivers import Receiver
 
 from pipeline.celery import DELIVER
 from pipeline.jobs import sweeping, tasks
 from pipeline.jobs.cancelling import cancel_batch, end_cancelled
 from pipeline.jobs.finalizing import finalize
 from pipeline.jobs.preparing import prepare
-from pipeline.settings import PREFIX, get_settings
 from pipeline.signing import signing_key
 from pipeline.tables.session import transaction
 from pipeline.tenancy.erasing import erase_tenant
@@ -27,27 +24,6 @@ from pipeline.webhooks import delivering, sending
 from pipeline.webhooks.delivering import deliver_due, send_due
 from pipeline.webhooks.events import EventType
 from pipeline.webhooks.signatures import secret_of
-
-
-def end(bench: Bench, num_requests: int = 1) -> str:
-    """A batch that completes."""
-    batch_id = bench.run(num_requests)
-    bench.answer(bench.claim())
-    finalize(batch_id, bench.engine)
-    return batch_id
-
-
-def deliveries(bench: Bench) -> list[dict[str, Any]]:
-    rows = sql(
-        bench.engine,
-        "SELECT to_jsonb(d) || jsonb_build_object('pause', extract(epoch FROM d.next_attempt_at - clock_timestamp()))"
-        " FROM webhook_deliveries d ORDER BY created_at, id",
-    )
-    return [row[0] for row in rows]
-
-
-def make_due(bench: Bench) -> None:
-    sql(bench.engine, "UPDATE webhook_deliveries SET next_attempt_at = now()")
 
 
 def endpoint(bench: Bench) -> dict[str, Any]:
@@ -208,110 +184,6 @@ def test_a_receiver_that_is_gone_for_good_is_told_nothing_more(bench: Bench, hoo
     deliver_due()
     assert "410" in endpoint(bench)["disabled_reason"]
     assert deliveries(bench)[0]["status"] == "failed"
-
-
-def test_no_private_address_is_called_unless_it_was_allowed(
-    bench: Bench, hooks: Receiver, settings_env: pytest.MonkeyPatch
-) -> None:
-    port = hooks.url.split(":")[2].split("/")[0]
-    settings_env.setenv("http_proxy", hooks.url)
-    settings_env.setenv("all_proxy", hooks.url)
-    for host in ("localhost", "127.0.0.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"):
-        listen(bench.tenant, f"http://{host}:{port}/")
-    settings_env.setenv(f"{PREFIX}WEBHOOK_PRIVATE_NETWORKS", "")
-    get_settings.cache_clear()
-    end(bench)
-
-    assert deliver_due() == {"delivered": 0, "failed": 5}
-
-    assert hooks.received == []
-    errors = {row["attempts"][0]["error"] for row in deliveries(bench)}
-    assert errors == {
-        "The host has an address that is not public. Use another, or ask the operator to allow its network."
-    }
-
-
-def test_the_address_that_was_judged_is_the_one_that_is_called(
-    bench: Bench, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A name that is another machine's at the second look-up."""
-    port = hooks.url.split(":")[2].split("/")[0]
-    listen(bench.tenant, f"http://rebinding.invalid:{port}/")
-    looked_up: list[str] = []
-
-    def resolve(host: str, port: int) -> list[str]:
-        looked_up.append(host)
-        return ["127.0.0.1"] if len(looked_up) == 1 else ["127.0.0.9"]
-
-    monkeypatch.setattr(sending, "resolve", resolve)
-    end(bench)
-
-    assert deliver_due()["delivered"] == 1
-    assert looked_up == ["rebinding.invalid"]
-    assert hooks.received[0].headers["host"] == f"rebinding.invalid:{port}"
-
-
-@pytest.mark.parametrize("host", ["exa..mple.com", "x" * 70 + ".com"])
-def test_a_host_that_is_none_is_a_failure_like_any_other(host: str, bench: Bench) -> None:
-    """It can't even be encoded for a look-up."""
-    message = sending.Message(f"https://{host}/", {}, b"{}")
-    [answer] = sending.send_all([message], get_settings(), 3.0)
-    assert answer.status is None
-    assert answer.error
-
-
-def test_certificates_are_checked_by_the_name_and_not_by_the_address(
-    bench: Bench, settings_env: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    authority = Authority.make(tmp_path / "certificates")
-    issued = authority.issue("localhost")
-    both = tmp_path / "both.pem"
-    both.write_bytes(issued.path.read_bytes() + issued.key.read_bytes())
-    with receiver(str(both)) as hooks:
-        listen(bench.tenant, hooks.url)
-        end(bench)
-        assert deliver_due() == {"delivered": 0, "failed": 1}
-        assert "certificate" in str(deliveries(bench)[0]["attempts"][0]["error"])
-        assert hooks.received == []
-        settings_env.setenv("SSL_CERT_FILE", str(authority.path))
-        make_due(bench)
-        assert deliver_due()["delivered"] == 1
-
-
-def test_a_receiver_that_hangs_keeps_others_waiting_for_a_bounded_time_alone(
-    bench: Bench, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sending.send_all, "__defaults__", (0.5,))
-    with receiver() as slow:
-        slow.hangs = True
-        listen(bench.tenant, slow.url)
-        listen(bench.tenant, hooks.url)
-        for _ in range(6):
-            end(bench)
-        assert deliver_due() == {"delivered": 6, "failed": 6}
-    errors = {row["attempts"][0]["error"] for row in deliveries(bench) if row["status"] == "pending"}
-    assert errors == {"There was no answer within 0.5 s."}
-    assert len(hooks.received) == 6
-
-
-def test_no_transaction_is_open_while_a_receiver_is_waited_for(bench: Bench, hooks: Receiver) -> None:
-    hooks.hangs = True
-    listen(bench.tenant, hooks.url)
-    end(bench)
-    sending_now = threading.Thread(target=deliver_due)
-    sending_now.start()
-    while not hooks.received:
-        assert sending_now.is_alive()
-    open_ones = sql(
-        bench.engine,
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL"
-        " AND pid <> pg_backend_pid()",
-    )
-    assert open_ones == [(0,)]
-    assert deliver_due() == {"delivered": 0, "failed": 0}, "one thread at a time"
-    hooks.hangs = False
-    hooks.released.set()
-    sending_now.join()
 
 
 def test_an_attempt_of_a_process_that_died_is_made_again(bench: Bench, hooks: Receiver) -> None:
