@@ -240,8 +240,6 @@ class EngineCore:
                         state.moments, self._clock(), outcome.num_completion_tokens, len(outcome.choices)
                     )
                 outcomes.append(outcome)
-        if self.is_idle:
-            self._meter.idled()
         return outcomes
 
     def _run_step(self, plan: Plan) -> list[tuple[RequestState, str | None, str | None]]:

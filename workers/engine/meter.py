@@ -22,8 +22,8 @@ class Moments:
 class Meter:
     def __init__(self) -> None:
         self._measures = Measures()
-        #: End of the step before, if the engine has not been idle since.
-        self._stepped_at: float | None = None
+        #: End of the step before.
+        self._stepped_at = 0.0
 
     def take(self) -> Measures:
         """What was measured since this was last asked."""
@@ -49,14 +49,11 @@ class Meter:
         measures.count("num_generation_tokens", num_sampled)
         measures.observe("step_seconds", ended_at - began_at)
         measures.observe("step_tokens", plan.num_tokens)
-        if self._stepped_at is not None and num_sampled > num_first:
-            # Whoever has a token in this step had one in the step before, but for what was preempted between.
+        if num_sampled > num_first:
+            # Whoever has a later token in this step ran in the step before, but for what was preempted between: the
+            # engine was not idle.
             measures.observe("inter_token_seconds", ended_at - self._stepped_at, num_sampled - num_first)
         self._stepped_at = ended_at
-
-    def idled(self) -> None:
-        """Nothing is left to do: the time until the next step is nobody's."""
-        self._stepped_at = None
 
     def finished(self, moments: Moments, now: float, num_tokens: int, num_choices: int) -> None:
         """A request has its answer, of so many tokens over all choices."""

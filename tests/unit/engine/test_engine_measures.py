@@ -53,11 +53,16 @@ def test_a_request_is_measured_from_its_coming_to_its_last_token(model: Model) -
 
 def test_the_time_between_two_requests_is_between_no_tokens(model: Model) -> None:
     core, _ = make_core(model)
-    core._clock = iter(range(0, 100_000, 10)).__next__
+    now = 0
+    core._clock = lambda: now
     for name in ("one", "other"):
-        core.submit(make_request(name, PROMPT, max_tokens=1))
-        run_all(core)
-    assert "inter_token_seconds" not in core.take_measures().distributions
+        core.submit(make_request(name, PROMPT, max_tokens=2))
+        while not core.is_idle:
+            now += 1
+            core.run(core.plan())
+        now += 1000
+    between = core.take_measures().distribution("inter_token_seconds")
+    assert (between.num_values, between.total) == (2, 2)
 
 
 def test_preemptions_are_counted(model: Model) -> None:
