@@ -49,6 +49,17 @@ def test_an_operator_sees_each_group_and_its_ranks(group: str, operate: Callable
     assert f"rank 1 {2**22 + 1} dead" in page
 
 
+def test_memory_of_gpus_is_told_apart_from_that_of_ranks(
+    group: str, operate: Callable[[], Person], database: Engine
+) -> None:
+    more = json.dumps({"device": "cuda", "hardware": "NVIDIA H100", "devices": 2, "memory_bytes": 160 * 1024**3})
+    sql(database, "UPDATE groups SET info = info || CAST(:more AS jsonb)", more=more)
+    operator = operate()
+    assert "NVIDIA H100 × 2 Memory 160.0 GiB on GPUs, " in operator.page("/console/groups")
+    sql(database, "UPDATE groups SET id = 'group-0@elsewhere', info = info || '{\"device\": \"cpu\"}'")
+    assert "Memory 160.0 GiB in all" in operator.page("/console/groups")
+
+
 def test_a_silent_group_is_told(group: str, operate: Callable[[], Person], database: Engine) -> None:
     sql(database, "UPDATE groups SET heartbeat_at = now() - interval '2 minutes'")
     assert "silent for 2 min" in operate().page("/console/groups")
