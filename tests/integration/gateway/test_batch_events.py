@@ -184,11 +184,12 @@ def test_a_key_has_a_bounded_number_of_streams(acme: Tenant, database: Engine, f
         assert stream.next() is not None
 
 
-def test_a_key_that_is_revoked_hears_nothing_more(acme: Tenant, database: Engine) -> None:
+def test_a_key_that_is_revoked_hears_nothing_more(acme: Tenant, database: Engine, feed: ProgressFeed) -> None:
     batch_id = begin(database, acme)
     with watching(acme, batch_id) as stream:
         assert stream.next() is not None
         sql(database, "UPDATE api_keys SET revoked_at = now()")
+        wait_for(lambda: feed.num_streams == 0)
         assert stream.next() is None
 
 
@@ -222,6 +223,7 @@ def test_a_gateway_that_is_asked_to_end_does_not_wait_for_streams(
     with watching(acme, batch_id) as stream:
         assert stream.next() is not None
         feed.close()
+        wait_for(lambda: feed.num_streams == 0)
         assert stream.next() is None
 
 
