@@ -11,7 +11,7 @@ import pytest
 from running_gateways import Tenant, error_of
 from seeds import SeededTenant, seed_model, sql
 from sqlalchemy import Engine
-from submitting import Bench, request_lines
+from submitting import Bench, request_line, request_lines
 from tokenizer_folders import byte_level
 
 from pipeline import storage
@@ -174,4 +174,18 @@ def test_a_retry_that_a_limit_refuses_leaves_no_blob(acme: Tenant, bench: Bench,
     assert act(acme, batch_id, "retry").status_code == 429
 
     assert {path for path in (tmp_path / "blobs").rglob("*") if path.is_file()} == blobs
+    assert len(acme.client.batches.list().data) == 1
+
+
+def test_lines_that_were_skipped_or_dropped_can_not_be_retried(acme: Tenant, bench: Bench) -> None:
+    lines = [*request_lines(1), request_line("bad", max_tokens=-1)]
+    batch_id = submit(acme, bench, lines, extra_body={"on_invalid": "skip"})
+    answer(bench, batch_id, OutcomeKind.SUCCEEDED)
+    skipped = error_of(act(acme, batch_id, "retry"))
+    assert "skipped as invalid, and have to be corrected first: 1." in str(skipped["message"])
+
+    sql(bench.engine, "INSERT INTO dropped_months (name, num_requests) VALUES ('2020_01', 1)")
+    sql(bench.engine, "INSERT INTO dropped_batches (batch_id, month) VALUES (:id, '2020_01')", id=batch_id)
+    dropped = error_of(act(acme, batch_id, "retry"))
+    assert "no longer kept" in str(dropped["message"])
     assert len(acme.client.batches.list().data) == 1
