@@ -74,8 +74,8 @@ RATED_AMOUNT: Final = _counter(
 )
 TENANT_WAIT: Final = _gauge(
     "tenant_wait_seconds",
-    "Since the oldest waiting batch of the tenant came, by what it waits for: preparing, budget, no_group, cold_start, "
-    "class_ahead, share_ahead, engines_full.",
+    "Since the oldest waiting batch of the tenant came, by what it waits for: preparing, paused, budget, no_group, "
+    "cold_start, class_ahead, share_ahead, engines_full.",
     *("tenant", "cause"),
 )
 SERVICE_GAP: Final = _gauge(

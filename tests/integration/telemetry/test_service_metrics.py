@@ -54,24 +54,25 @@ def tenants(database: Engine) -> list[SeededTenant]:
 def test_each_number_is_that_of_the_rows(
     database: Engine, tenants: list[SeededTenant], folder: Path, scrape: Callable[[], Scraped]
 ) -> None:
-    acme, globex, _ = tenants
+    acme, globex, initech = tenants
     seed_batch(database, acme, [3, 4], params={"max_tokens": 5})
     seed_batch(database, globex, [2], params={"max_tokens": 9})
     with running_group(database, EchoEngine(folder), model_path=folder):
         wait_for(lambda: num_results(database) == 9)
         wait_for(lambda: not sql(database, "SELECT 1 FROM slices WHERE status <> 'done'"))
-    paused = seed_batch(database, acme, [5])
+    paused, stopped = seed_batch(database, acme, [5]), seed_batch(database, initech, [1])
     late = seed_batch(database, globex, [6, 6], window=timedelta(seconds=-60))
     sql(database, "UPDATE batches SET pause_reason = 'budget', paused_at = now() WHERE id = :id", id=paused)
+    sql(database, "UPDATE batches SET pause_reason = 'client', paused_at = now() WHERE id = :id", id=stopped)
     sql(database, "INSERT INTO outbox (queue, task, args) VALUES ('generate.tiny', 'generate.slice', '[\"tiny\"]')")
     found = scrape()
 
     assert set(found.all("ryzanstein_metrics_section_up").values()) == {1.0}
     assert (found.value("ryzanstein_database_up"), found.value("ryzanstein_redis_up")) == (1, 1)
-    assert found.value("ryzanstein_slices", model=MODEL, service_class="standard", state="pending") == 3
-    assert found.value("ryzanstein_requests", model=MODEL, service_class="standard", state="pending") == 17
-    assert found.value("ryzanstein_batches_paused") == 1
-    assert found.total("ryzanstein_batches") == 4
+    assert found.value("ryzanstein_slices", model=MODEL, service_class="standard", state="pending") == 4
+    assert found.value("ryzanstein_requests", model=MODEL, service_class="standard", state="pending") == 18
+    assert found.value("ryzanstein_batches_paused") == 2
+    assert found.total("ryzanstein_batches") == 5
     assert found.value("ryzanstein_finished_requests_total", model=MODEL, result="succeeded") == 9
     used = sql(
         database,
@@ -83,6 +84,7 @@ def test_each_number_is_that_of_the_rows(
     ((amount,),) = sql(database, "SELECT sum(amount) FROM rated_lines")
     assert found.total("ryzanstein_rated_amount_total", currency="USD") == pytest.approx(float(amount))
     assert found.value("ryzanstein_tenant_wait_seconds", tenant="acme", cause="budget") >= 0
+    assert found.value("ryzanstein_tenant_wait_seconds", tenant="_other", cause="paused") >= 0
     assert found.value("ryzanstein_tenant_wait_seconds", tenant="globex", cause="no_group") >= 0
     assert -70 < found.value("ryzanstein_deadline_slack_seconds", model=MODEL, service_class="standard") < -60
     assert found.value("ryzanstein_batches_at_risk", model=MODEL, service_class="standard") == 1

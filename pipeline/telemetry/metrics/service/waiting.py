@@ -14,7 +14,7 @@ from pipeline.jobs.choosing import CLASS_ORDER
 from pipeline.jobs.fairness import EXPECTED_COST, weights_of
 from pipeline.jobs.load import Load, Queue, load_of
 from pipeline.settings import get_settings
-from pipeline.tables.batches import ServiceClass
+from pipeline.tables.batches import PAUSED_BY_CLIENT, ServiceClass
 from pipeline.telemetry.metrics import control_names as names
 from pipeline.telemetry.metrics.service.reader import Values
 from pipeline.telemetry.metrics.service.top_tenants import TopTenants
@@ -28,6 +28,7 @@ _BATCHES: Final = text(f"""
         SELECT s.batch_id, sum({EXPECTED_COST}), 0 FROM slices s WHERE s.status = 'claimed' GROUP BY s.batch_id
     )
     SELECT b.id, b.model, b.service_class, b.tenant_id, b.status, b.pause_reason IS NOT NULL AS is_paused,
+           b.pause_reason = '{PAUSED_BY_CLIENT}' AS is_paused_by_client,
            extract(epoch FROM b.expires_at - clock_timestamp()) AS seconds_left,
            extract(epoch FROM clock_timestamp()
                    - coalesce(b.paused_at, b.in_progress_at, b.created_at)) AS waited,
@@ -88,7 +89,7 @@ def _cause(batch: Any, loads: dict[str, Load]) -> str | None:
     if batch.status == "validating":
         return "preparing"
     if batch.is_paused:
-        return "budget"
+        return "paused" if batch.is_paused_by_client else "budget"
     if not batch.num_pending:
         return None
     load = loads[batch.model]
