@@ -1,4 +1,7 @@
-"""Which card holds for whom: the batch's own if its price is agreed, else the contract's, else the default plan's."""
+"""Which card holds for whom: the batch's own if its price is agreed, else the contract's, else the default plan's.
+
+Of a slice that budgets hold room for, it is the card that this room was counted by.
+"""
 
 from __future__ import annotations
 
@@ -49,17 +52,25 @@ _COLUMNS: Final = """
     )
 """
 
-_OF_BATCHES: Final = f"""
+_RATES_OF_BATCHES: Final = text(f"""
     SELECT wanted.batch_id, {_COLUMNS}
     FROM (
         SELECT b.id AS batch_id, b.tenant_id, b.model, b.rate_card_id, b.service_class, now() AS at
-        FROM batches b WHERE b.id = ANY({{batch_ids}})
+        FROM batches b WHERE b.id = ANY(CAST(:batch_ids AS text[]))
+    ) wanted {_JOIN_CARD}
+""")  # noqa: S608 — all of it is ours
+
+#: Of claimed slices, for psycopg; `rates_by_slice` reads its rows.
+RATES_OF_SLICES: Final = f"""
+    SELECT wanted.slice_ids, {_COLUMNS}
+    FROM (
+        SELECT array_agg(s.id) AS slice_ids, b.tenant_id, b.model, b.service_class, now() AS at,
+               coalesce(b.rate_card_id, held.rate_card_id) AS rate_card_id
+        FROM slices s JOIN batches b ON b.id = s.batch_id
+        LEFT JOIN LATERAL (SELECT h.rate_card_id FROM holds h WHERE h.slice_id = s.id LIMIT 1) held ON true
+        WHERE s.id = ANY(%(slice_ids)b::bigint[]) GROUP BY b.id, held.rate_card_id
     ) wanted {_JOIN_CARD}
 """  # noqa: S608 — all of it is ours
-
-#: The same for psycopg, whose rows `rates_by_batch` reads.
-RATES_OF_BATCHES: Final = _OF_BATCHES.format(batch_ids="%(batch_ids)b::text[]")
-_RATES_OF_BATCHES: Final = text(_OF_BATCHES.format(batch_ids="CAST(:batch_ids AS text[])"))
 
 _FIND: Final = text(f"""
     SELECT {_COLUMNS}
@@ -116,13 +127,14 @@ def priced_models(session: Session | Connection, tenant_id: str, rate_card_id: i
 def find_rates_of_batches(session: Session | Connection, batch_ids: Sequence[str]) -> dict[str, Rates]:
     """By batch, what its model costs its tenant now; without those that nothing prices."""
     rows = session.execute(_RATES_OF_BATCHES, {"batch_ids": list(batch_ids)})
-    return rates_by_batch([tuple(row) for row in rows])
-
-
-def rates_by_batch(rows: Sequence[tuple[Any, ...]]) -> dict[str, Rates]:
-    """From rows of RATES_OF_BATCHES."""
     found = ((batch_id, rates_of(tuple(row))) for batch_id, *row in rows)
     return {batch_id: rates for batch_id, rates in found if rates is not None}
+
+
+def rates_by_slice(rows: Sequence[tuple[Any, ...]]) -> dict[int, Rates]:
+    """From rows of RATES_OF_SLICES; without those that nothing prices."""
+    found = ((slice_ids, rates_of(tuple(row))) for slice_ids, *row in rows)
+    return {slice_id: rates for slice_ids, rates in found if rates is not None for slice_id in slice_ids}
 
 
 @lru_cache(maxsize=256)  # published cards never change, and the key is all of their content

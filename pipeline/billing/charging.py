@@ -69,23 +69,23 @@ _INSERT_USAGE: Final = """
 """
 
 
-def charge(cursor: Cursor[Any], answers: Sequence[Answer], rates: Mapping[str, Rates]) -> list[SliceCharge]:
+def charge(cursor: Cursor[Any], answers: Sequence[Answer], rates: Mapping[int, Rates]) -> list[SliceCharge]:
     """Meter and rate `answers`, and post one ledger transaction per tenant, in the transaction of `cursor`.
 
-    `rates` by batch; answers of a batch without are metered alone, and unrated until somebody prices them. Waits for
+    `rates` by slice; answers of a slice without are metered alone, and unrated until somebody prices them. Waits for
     no answer of the database, so that it can be part of a pipeline, but for rates that depend on what was used before.
     Events are keyed by request and meter, so a second call for the same answers is a UniqueViolation; the caller
     passes new ones alone.
     """
     _insert_usage(cursor, answers)
-    _report_unrated([answer for answer in answers if answer.batch_id not in rates])
-    flat_batches = {batch_id for batch_id, one in rates.items() if is_flat(one)}
-    flat = [answer for answer in answers if answer.batch_id in flat_batches]
+    _report_unrated([answer for answer in answers if answer.slice_id not in rates])
+    flat_slices = {slice_id for slice_id, one in rates.items() if is_flat(one)}
+    flat = [answer for answer in answers if answer.slice_id in flat_slices]
     if flat:
         write_flat_lines(cursor, flat, rates, source="results")
-    stepped = [answer for answer in answers if answer.batch_id in rates and answer.batch_id not in flat_batches]
+    stepped = [answer for answer in answers if answer.slice_id in rates and answer.slice_id not in flat_slices]
     stepped.sort(key=lambda answer: answer.request_id)
-    lines = make_lines(cursor, [(event, rates[answer.batch_id]) for answer in stepped for event in _events(answer)])
+    lines = make_lines(cursor, [(event, rates[answer.slice_id]) for answer in stepped for event in _events(answer)])
     write_lines(cursor, lines, source="results")
     charges = _count(answers, rates)
     _add_flat_amounts(charges, flat, rates)
@@ -96,13 +96,13 @@ def charge(cursor: Cursor[Any], answers: Sequence[Answer], rates: Mapping[str, R
     return list(charges.values())
 
 
-def _count(answers: Sequence[Answer], rates: Mapping[str, Rates]) -> dict[int, SliceCharge]:
+def _count(answers: Sequence[Answer], rates: Mapping[int, Rates]) -> dict[int, SliceCharge]:
     """By slice, without amounts."""
     charges: dict[int, SliceCharge] = {}
     for answer in answers:
         charge = charges.get(answer.slice_id)
         if charge is None:
-            priced = rates.get(answer.batch_id)
+            priced = rates.get(answer.slice_id)
             charge = charges[answer.slice_id] = SliceCharge(answer.slice_id, priced.currency if priced else None)
         charge.num_requests += 1
         charge.engine_ms += answer.usage.engine_ms
@@ -112,11 +112,11 @@ def _count(answers: Sequence[Answer], rates: Mapping[str, Rates]) -> dict[int, S
     return charges
 
 
-def _add_flat_amounts(charges: Mapping[int, SliceCharge], flat: Sequence[Answer], rates: Mapping[str, Rates]) -> None:
-    for slice_id, batch_id in {answer.slice_id: answer.batch_id for answer in flat}.items():
+def _add_flat_amounts(charges: Mapping[int, SliceCharge], flat: Sequence[Answer], rates: Mapping[int, Rates]) -> None:
+    for slice_id in {answer.slice_id for answer in flat}:
         charge = charges[slice_id]
         for meter, num_tokens in charge.num_tokens.items():
-            charge.amounts[meter] = rates[batch_id].amount(meter, num_tokens)
+            charge.amounts[meter] = rates[slice_id].amount(meter, num_tokens)
 
 
 def _events(answer: Answer) -> list[Event]:

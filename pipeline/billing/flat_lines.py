@@ -25,7 +25,7 @@ class _Answer(Protocol):
     @property
     def request_id(self) -> int: ...
     @property
-    def batch_id(self) -> str: ...
+    def slice_id(self) -> int: ...
     @property
     def tenant_id(self) -> str: ...
     @property
@@ -63,30 +63,30 @@ def is_flat(rates: Rates) -> bool:
 
 
 def write_flat_lines(
-    cursor: Cursor[Any], answers: Sequence[_Answer], rates: Mapping[str, Rates], *, source: str
+    cursor: Cursor[Any], answers: Sequence[_Answer], rates: Mapping[int, Rates], *, source: str
 ) -> None:
-    """Write the lines of answers whose rates, by batch, are flat, and one ledger transaction per tenant and currency.
+    """Write the lines of answers whose rates, by slice, are flat, and one ledger transaction per tenant and currency.
 
     As `write_lines` does; written twice, they are a UniqueViolation. Waits for no answer.
     """
     by_owner: dict[tuple[str, str], list[_Answer]] = defaultdict(list)
     for answer in answers:
-        by_owner[answer.tenant_id, rates[answer.batch_id].currency].append(answer)
+        by_owner[answer.tenant_id, rates[answer.slice_id].currency].append(answer)
     #: The place of each pair of rates and key, from 1.
-    cards: dict[tuple[str, str], int] = {}
+    cards: dict[tuple[int, str], int] = {}
     card_of: list[int] = []
     priced: list[_Answer] = []
     for (tenant_id, currency), owned in sorted(by_owner.items()):
         key = transaction_key(source, ((answer.request_id, 1) for answer in owned))
         amount = exact_sum(
             amount
-            for batch_id, usages in _by_batch(owned).items()
-            for amount in flat_amounts(rates[batch_id], usages).values()
+            for slice_id, usages in _by_slice(owned).items()
+            for amount in flat_amounts(rates[slice_id], usages).values()
         )
         post_receivable(cursor, tenant_id=tenant_id, currency=currency, amount=amount, idempotency_key=key)
         priced += owned
-        card_of += [cards.setdefault((answer.batch_id, key), len(cards) + 1) for answer in owned]
-    used = [(rates[batch_id], key) for batch_id, key in cards]
+        card_of += [cards.setdefault((answer.slice_id, key), len(cards) + 1) for answer in owned]
+    used = [(rates[slice_id], key) for slice_id, key in cards]
     cursor.execute(
         _INSERT,
         {
@@ -123,10 +123,10 @@ def columns(usages: Iterable[TokenUsage]) -> dict[str, str]:
     }
 
 
-def _by_batch(answers: Sequence[_Answer]) -> dict[str, list[TokenUsage]]:
-    found: dict[str, list[TokenUsage]] = defaultdict(list)
+def _by_slice(answers: Sequence[_Answer]) -> dict[int, list[TokenUsage]]:
+    found: dict[int, list[TokenUsage]] = defaultdict(list)
     for answer in answers:
-        found[answer.batch_id].append(answer.usage)
+        found[answer.slice_id].append(answer.usage)
     return found
 
 

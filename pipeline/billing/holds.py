@@ -55,8 +55,8 @@ _HAS_BUDGET: Final = text(f"""
 """)  # noqa: S608 - constants
 _TAKE: Final = text("""
     WITH taken AS (
-        INSERT INTO holds (slice_id, budget_id, period_start, amount)
-        SELECT :slice_id, use.budget_id, use.period_start, :amount
+        INSERT INTO holds (slice_id, budget_id, period_start, amount, rate_card_id)
+        SELECT :slice_id, use.budget_id, use.period_start, :amount, :rate_card_id
         FROM unnest(CAST(:budget_ids AS text[]), CAST(:period_starts AS date[])) AS use (budget_id, period_start)
         RETURNING budget_id, period_start, amount
     )
@@ -169,13 +169,17 @@ def lock_uses(conn: Connection, batch_id: str, currency: str) -> list[Use]:
     return [Use(*row) for row in conn.execute(_LOCK_USES, of_batch)]
 
 
-def take(conn: Connection, slice_id: int, uses: Sequence[Use], amount: Decimal) -> None:
-    """Hold `amount` for a slice in each of `uses`, which the caller has locked and compared with it."""
+def take(conn: Connection, slice_id: int, uses: Sequence[Use], amount: Decimal, rate_card_id: int) -> None:
+    """Hold `amount` for a slice in each of `uses`, which the caller has locked and compared with it.
+
+    Whatever prices change meanwhile, the slice costs what the card says that the amount was counted by.
+    """
     conn.execute(
         _TAKE,
         {
             "slice_id": slice_id,
             "amount": amount,
+            "rate_card_id": rate_card_id,
             "budget_ids": [use.budget_id for use in uses],
             "period_starts": [use.period_start for use in uses],
         },

@@ -117,7 +117,7 @@ def hold_or_pause(conn: Connection, claimed: ClaimedSlice) -> bool:
             },
         )
         outbox.add_tickets(conn, claimed.model, 1)
-    holds.take(conn, claimed.id, uses, _worst(rates, sizes[:count]))
+    holds.take(conn, claimed.id, uses, _worst(rates, sizes[:count]), rates.rate_card_id)
     return True
 
 

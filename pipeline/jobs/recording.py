@@ -18,7 +18,7 @@ from psycopg import Cursor
 from sqlalchemy import Connection
 
 from pipeline.billing import holds
-from pipeline.billing.cards_in_effect import RATES_OF_BATCHES, rates_by_batch
+from pipeline.billing.cards_in_effect import RATES_OF_SLICES, rates_by_slice
 from pipeline.billing.charging import Answer, SliceCharge, charge
 from pipeline.billing.holds import SliceCost
 from pipeline.billing.rating import TokenUsage
@@ -168,8 +168,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
         locked, written = driver.cursor(), driver.cursor()
         _lock(locked, list(slices.values()))
         _set_outcomes(written, outcomes)
-        batch_ids = sorted({claimed.batch_id for claimed in slices.values()})
-        rates = driver.execute(RATES_OF_BATCHES, {"batch_ids": batch_ids})
+        rates = driver.execute(RATES_OF_SLICES, {"slice_ids": list(slices)})
         mine = dict(locked.fetchall())
         recorded = dict(written.fetchall())
 
@@ -182,7 +181,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
             charges: Sequence[SliceCharge] = ()
             if succeeded:
                 _insert_results(cursor, succeeded)
-                charges = charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_batch(rates.fetchall()))
+                charges = charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_slice(rates.fetchall()))
             add_waste(cursor, [(outcome.claimed, part) for outcome in new for part in outcome.waste])
             _count_in_slices(locked, new)
             holds.settle(cursor, {outcome.claimed.id for outcome in new}, _slice_costs(charges))

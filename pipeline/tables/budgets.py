@@ -87,4 +87,6 @@ class Hold(Base):
     #: Of the period that was the present one at the claim; what the slice costs counts there.
     period_start: Mapped[date] = mapped_column(Date)
     amount: Mapped[Money]
+    #: The card that it was counted by, and that prices what it is for; None of groups of the version before.
+    rate_card_id: Mapped[int | None]
     created_at: Mapped[Created]

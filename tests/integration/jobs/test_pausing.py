@@ -13,6 +13,7 @@ from submitting import Bench, request_line
 
 from pipeline.billing.budgets import Scope, alert_budgets, list_budgets, make_prepaid, remove_budget, set_budget
 from pipeline.billing.credits import grant_credit
+from pipeline.billing.rate_cards import add_rate_card
 from pipeline.celery import GENERATE
 from pipeline.jobs import sweeping
 from pipeline.jobs.audit import audit
@@ -83,6 +84,21 @@ def test_what_is_recorded_is_spent_and_no_longer_held(bench: Bench) -> None:
     bench.answer(claimed)
     assert state(bench) == (spent_in_truth(bench), 0)
     assert sql(bench.engine, "SELECT * FROM holds") == []
+
+
+def test_a_price_that_rises_after_a_claim_passes_no_limit(bench: Bench) -> None:
+    budget(bench, 2 * MOST)
+    run(bench, 3)
+    claimed = bench.claim()
+    with transaction(bench.engine) as session:
+        prices = dict.fromkeys(("input_price", "cached_input_price", "output_price"), Decimal(1000))
+        add_rate_card(session, MODEL, currency="USD", batch_discount=Decimal(0), **prices)
+
+    bench.answer(claimed)
+
+    assert state(bench) == (spent_in_truth(bench), 0)
+    assert 0 < spent_in_truth(bench) <= 2 * MOST
+    assert nothing_to_claim(bench), "what is claimed now costs the new price"
 
 
 def test_requests_that_fail_cost_nothing_and_free_their_hold(bench: Bench) -> None:
