@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
-from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from pipeline.errors import UserError
 from pipeline.settings import PREFIX
 from pipeline.telemetry.metrics.registry import CONTENT_TYPE, render
+from pipeline.telemetry.watch_server import WatchHandler, WatchServer
 from workers.readiness import Readiness
-
-#: A client that sends its request more slowly is not waited for, in seconds.
-_CLIENT_SECONDS: Final = 5.0
 
 
 class HealthServer:
@@ -49,22 +44,13 @@ class HealthServer:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(WatchServer):
     readiness: Readiness
     metrics: CollectorRegistry
 
-    def server_bind(self) -> None:
-        """Without asking the name service what this address is called, which may take its time."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(WatchHandler):
     server: _Server
-    timeout = _CLIENT_SECONDS
-    server_version = "ryzanstein"
-    sys_version = ""
 
     def do_GET(self) -> None:
         if self.path == "/healthz":
@@ -75,20 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._answer(200, {"status": "ready"})
         elif self.path == "/metrics":
-            self._send(200, CONTENT_TYPE, render(self.server.metrics))
+            self.send(200, CONTENT_TYPE, render(self.server.metrics))
         else:
             self._answer(404, {"status": "unknown address", "reasons": ["ask for /healthz, /readyz or /metrics"]})
 
     def _answer(self, status: int, content: dict[str, object]) -> None:
-        self._send(status, "application/json", json.dumps(content).encode())
-
-    def _send(self, status: int, content_type: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: a probe every few seconds is no news."""
+        self.send(status, "application/json", json.dumps(content).encode())

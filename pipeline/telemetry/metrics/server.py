@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from pipeline.errors import UserError
 from pipeline.telemetry.metrics.registry import CONTENT_TYPE, render
-
-#: A client that sends its request more slowly is not waited for, in seconds.
-_CLIENT_SECONDS: Final = 5.0
+from pipeline.telemetry.watch_server import WatchHandler, WatchServer
 
 _NOTHING: Final[Mapping[str, Callable[[], bytes | None]]] = {}
 
@@ -55,22 +51,13 @@ class MetricsServer:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(WatchServer):
     registry: CollectorRegistry
     others: Mapping[str, Callable[[], bytes | None]]
 
-    def server_bind(self) -> None:
-        """Without asking the name service what this address is called, which may take its time."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(WatchHandler):
     server: _Server
-    timeout = _CLIENT_SECONDS
-    server_version = "ryzanstein"
-    sys_version = ""
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
@@ -82,11 +69,4 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b"Ask for /metrics.\n")
 
     def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", CONTENT_TYPE)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: a scrape every few seconds is no news."""
+        self.send(status, CONTENT_TYPE, body)
