@@ -70,6 +70,9 @@ def sign_out(request: Request, form: SignedForm) -> Response:
 
 def _local(path: str) -> str:
     """Where to go on after signing in: a page of the console, and nowhere else."""
-    parts = urlsplit(path)
+    try:
+        parts = urlsplit(path)
+    except ValueError:  # such as `//[`
+        return HOME
     is_ours = not parts.scheme and not parts.netloc and parts.path.startswith("/console/")
     return path if is_ours and "\\" not in path and path.isprintable() else HOME

@@ -76,6 +76,7 @@ def test_signing_in_leads_nowhere_but_into_the_console(address: str, acme: Tenan
         "/v1/files",
         "\\\\evil",
         "/console/\\evil",
+        "//[",
     ):
         response = httpx2.post(f"{address}/console/sign-in", data={"key": acme.key, "next": path})
         assert response.headers["location"] == "/console/batches", path
@@ -137,7 +138,7 @@ def test_a_form_needs_the_token_of_its_own_session(acme: Tenant, globex: Tenant,
 
 def test_a_form_of_another_site_does_nothing(acme: Tenant, enter: Callable[..., Person], address: str) -> None:
     person = enter(acme)
-    for origin in ("https://evil.example", "null"):
+    for origin in ("https://evil.example", "null", "https://["):
         refused = person.http.post("/console/sign-out", data={"csrf_token": person.token}, headers={"origin": origin})
         assert refused.status_code == 403
         assert "another site" in text_of(refused)
