@@ -167,13 +167,21 @@ def _note(
     answers: Sequence[Answer],
     chance: Callable[[], float],
 ) -> None:
-    """Write down what came of attempts: in the order of their endpoints' ids, whose rows are locked on the way."""
+    """Write down what came of attempts: in the order of their endpoints' ids, whose rows are locked on the way.
+
+    Each before those of its deliveries, as its owner locks them who disables it, or deletes it.
+    """
     with connection(engine) as conn:
         for row, answer in sorted(zip(claimed, answers, strict=True), key=lambda pair: str(pair[0].endpoint_id)):
             _note_one(conn, row, answer, _pause_after(row.num_tries, chance))
 
 
 def _note_one(conn: Connection, row: Row[tuple[object, ...]], answer: Answer, pause: timedelta) -> None:
+    has_failed_for_long = False
+    if answer.is_success:
+        conn.execute(_SUCCEEDED, {"id": row.endpoint_id})
+    else:
+        has_failed_for_long = bool(conn.scalar(_FAILED, {"id": row.endpoint_id, "patience": PATIENCE}))
     status = conn.scalar(
         _NOTE,
         {
@@ -197,10 +205,6 @@ def _note_one(conn: Connection, row: Row[tuple[object, ...]], answer: Answer, pa
         reason=answer.error,
         ms=answer.ms,
     )
-    if answer.is_success:
-        conn.execute(_SUCCEEDED, {"id": row.endpoint_id})
-        return
-    has_failed_for_long = conn.scalar(_FAILED, {"id": row.endpoint_id, "patience": PATIENCE})
     if answer.status == _GONE:
         disable(conn, row.endpoint_id, "The receiver answered with status 410: it wants to hear nothing more.")
     elif status == "failed" and has_failed_for_long:

@@ -230,6 +230,22 @@ def test_an_endpoint_may_be_deleted_while_batches_end(bench: Bench, hooks: Recei
     assert deliveries(bench) == []
 
 
+def test_an_endpoint_is_disabled_while_its_failures_are_written_down(bench: Bench, hooks: Receiver) -> None:
+    endpoint_id = listen(bench.tenant, hooks.url)
+    end(bench)
+    hooks.statuses[:] = [500]
+    with bench.engine.connect() as conn, conn.begin():
+        conn.exec_driver_sql(f"SELECT FROM webhook_endpoints WHERE id = '{endpoint_id}' FOR NO KEY UPDATE")
+        delivering_it = threading.Thread(target=deliver_due, args=(bench.engine,))
+        delivering_it.start()
+        while not sql(bench.engine, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+            assert delivering_it.is_alive()
+        conn.exec_driver_sql("SET LOCAL lock_timeout = '200ms'")  # less than what ends a deadlock
+        assert delivering.disable(conn, endpoint_id, "It was disabled by its owner.")
+    delivering_it.join()
+    assert [row["status"] for row in deliveries(bench)] == ["failed"]
+
+
 def test_an_erasure_removes_webhooks_and_what_was_sent(bench: Bench, hooks: Receiver) -> None:
     listen(bench.tenant, hooks.url)
     end(bench)
