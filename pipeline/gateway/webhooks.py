@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,9 @@ router = APIRouter(prefix="/v1", tags=["webhooks"])
 
 #: A sample is waited for so long; it leaves room within the deadline of every answer.
 _TEST_SECONDS = 7.0
+#: Samples that one process sends at once. Each has a thread of those that all calls share.
+MAX_TESTS = 4
+_tests = threading.BoundedSemaphore(MAX_TESTS)
 
 
 @router.get("/webhook_event_types")
@@ -164,7 +168,18 @@ def send_webhook_test(
     with _explained(webhook_endpoint_id):
         secret = secret_of(signing_key(), endpoint.id, endpoint.secret_generation)
     message = Message(endpoint.url, signed_headers(event_id, now, sample, [secret]), sample)
-    [answer] = send_all([message], get_settings(), _TEST_SECONDS)
+    if not _tests.acquire(blocking=False):
+        raise ApiError(
+            429,
+            "As many samples as may be are being sent at the moment. Try again in a few seconds.",
+            kind="requests",
+            code="too_many_webhook_tests",
+            headers={"Retry-After": str(round(_TEST_SECONDS))},
+        )
+    try:
+        [answer] = send_all([message], get_settings(), _TEST_SECONDS)
+    finally:
+        _tests.release()
     if answer.status is None:
         raise conflict(str(answer.error), param="url", code="webhook_test_failed")
     return WebhookTestResult(webhook_endpoint_id=endpoint.id, event_type=body.event_type, status_code=answer.status)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
-from running_gateways import Tenant, error_of
+from running_gateways import Tenant, error_of, wait_for
 from seeds import sql
 from sqlalchemy import Engine
 from webhook_receivers import Receiver, receiver
 
+from pipeline.gateway.webhooks import MAX_TESTS
 from pipeline.ids import new_id
 from pipeline.settings import PREFIX, get_settings
 from pipeline.tables import BatchStatus
@@ -83,6 +86,27 @@ def test_a_sample_is_sent_at_once_and_verified_by_the_client(acme: Tenant, hooks
     closed = make(acme, "http://127.0.0.1:1/")
     with pytest.raises(openai.ConflictError, match="No connection: "):
         acme.client.webhooks.test(closed.id, event_type="batch.failed")
+
+
+def test_few_samples_are_sent_at_once_so_that_slow_receivers_keep_no_call_waiting(
+    acme: Tenant, hooks: Receiver
+) -> None:
+    hooks.hangs = True
+    path = f"/v1/webhook_endpoints/{make(acme, hooks.url).id}/test"
+
+    def send() -> httpx2.Response:
+        return acme.http.post(path, json={"event_type": "batch.completed"})
+
+    with ThreadPoolExecutor() as threads:
+        sent = [threads.submit(send) for _ in range(MAX_TESTS)]
+        wait_for(lambda: len(hooks.received) == MAX_TESTS)
+        refused = send()
+        assert (refused.status_code, error_of(refused)["code"]) == (429, "too_many_webhook_tests")
+        assert int(refused.headers["retry-after"]) > 0
+        hooks.hangs = False
+        hooks.released.set()
+        assert {one.result().status_code for one in sent} == {409}
+    assert send().status_code == 200
 
 
 def test_the_old_secret_holds_for_a_day_if_that_is_asked_for(acme: Tenant, database: Engine, hooks: Receiver) -> None:
