@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
@@ -34,8 +35,16 @@ _EVENT_SCHEMA = {
 }
 
 
+async def _place(request: Request, caller: BatchesReader) -> AsyncIterator[None]:
+    """Held until the stream has ended."""
+    feed: ProgressFeed = request.app.state.progress
+    with feed.place(caller):
+        yield
+
+
 @router.get(
     "/{batch_id}/events",
+    dependencies=[Depends(_place)],
     response_class=StreamingResponse,
     responses={
         200: {"content": {_MEDIA_TYPE: {"schema": _EVENT_SCHEMA}}},
@@ -55,7 +64,6 @@ async def stream_batch_events(
     It ends when the batch has ended, or after `timeout` seconds; 0 sends what is known now.
     """
     feed: ProgressFeed = request.app.state.progress
-    feed.check_room(caller)
     first = await run_in_threadpool(_read, caller, batch_id)
     if first.has_ended and last_event_id == ProgressObject.of(first).event_id:
         return Response(status_code=204)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -64,9 +65,14 @@ class ProgressFeed:
         self._is_closed = True
         self._news.set()
 
-    def check_room(self, caller: Principal) -> None:
-        """Raises ApiError (429) where the key has as many streams open as it may."""
-        if self._keys[caller.api_key_id] >= MAX_STREAMS_PER_KEY:
+    @contextmanager
+    def place(self, caller: Principal) -> Iterator[None]:
+        """For a stream, from before its batch is read: many may be asked for at once.
+
+        Raises ApiError (429) where the key has as many streams open as it may.
+        """
+        key_id = caller.api_key_id
+        if self._keys[key_id] >= MAX_STREAMS_PER_KEY:
             raise ApiError(
                 429,
                 f"This key has {MAX_STREAMS_PER_KEY} streams of events open, and may have no more. Close one, or watch "
@@ -75,15 +81,23 @@ class ProgressFeed:
                 code="too_many_streams",
                 headers={"Retry-After": "5"},
             )
+        self._keys[key_id] += 1
+        try:
+            yield
+        finally:
+            _take_one(self._keys, key_id)
 
     async def stream(
         self, first: BatchProgress, caller: Principal, last_event_id: str | None, seconds: float
     ) -> AsyncIterator[bytes]:
-        """Events of one batch until it has ended, or for `seconds`. `first` is how the batch is now."""
+        """Events of one batch until it has ended, or for `seconds`, at the caller's `place`.
+
+        `first` is how the batch is now.
+        """
         batch_id, key_id = first.batch_id, caller.api_key_id
         end = time.monotonic() + seconds
         shown, status = last_event_id, ""
-        self._open(first, key_id)
+        self._open(first)
         try:
             yield _RETRY
             quiet_until = time.monotonic() + self._keep_alive_seconds
@@ -102,20 +116,16 @@ class ProgressFeed:
                     return
                 await _wait(news, min(quiet_until, end) - time.monotonic())
         finally:
-            self._leave(batch_id, key_id)
+            self._leave(batch_id)
 
-    def _open(self, first: BatchProgress, key_id: str) -> None:
+    def _open(self, first: BatchProgress) -> None:
         self._watched[first.batch_id] += 1
-        self._keys[key_id] += 1
         self._take({first.batch_id: first})
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
 
-    def _leave(self, batch_id: str, key_id: str) -> None:
-        for counter, name in ((self._watched, batch_id), (self._keys, key_id)):
-            counter[name] -= 1
-            if counter[name] <= 0:
-                del counter[name]
+    def _leave(self, batch_id: str) -> None:
+        _take_one(self._watched, batch_id)
         if batch_id not in self._watched:
             self._found.pop(batch_id, None)
             self._speeds.pop(batch_id, None)
@@ -170,6 +180,12 @@ def look(batch_ids: Collection[str], key_ids: Collection[str]) -> tuple[Mapping[
     """How these batches are, and which of these keys hold no more."""
     with connection() as conn:
         return read_progress(conn, batch_ids), keys_that_are_over(conn, key_ids)
+
+
+def _take_one(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if counter[name] <= 0:
+        del counter[name]
 
 
 def _status_of(now: ProgressObject) -> str:

@@ -184,6 +184,26 @@ def test_a_key_has_a_bounded_number_of_streams(acme: Tenant, database: Engine, f
         assert stream.next() is not None
 
 
+def test_streams_that_are_asked_for_at_once_are_no_more_either(acme: Tenant, database: Engine) -> None:
+    batch_id, start, num_asked = begin(database, acme), threading.Barrier(2 * MAX_STREAMS_PER_KEY), []
+
+    def ask(path: str) -> None:
+        start.wait(20)
+        with acme.http.stream("GET", path) as response:
+            num_asked.append(response.status_code)
+            wait_for(lambda: len(num_asked) == 2 * MAX_STREAMS_PER_KEY, 20)
+
+    threads = [
+        threading.Thread(target=ask, args=(f"/v1/batches/{batch_id}/events",)) for _ in range(2 * MAX_STREAMS_PER_KEY)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert num_asked.count(200) == MAX_STREAMS_PER_KEY
+    assert num_asked.count(429) == MAX_STREAMS_PER_KEY
+
+
 def test_a_key_that_is_revoked_hears_nothing_more(acme: Tenant, database: Engine, feed: ProgressFeed) -> None:
     batch_id = begin(database, acme)
     with watching(acme, batch_id) as stream:
