@@ -53,7 +53,7 @@ class GatewayMetrics:
         elif error.status == 429 and "caller" not in state:
             self.auth_failures.labels("blocked").inc()
         elif error.status == 429:
-            self.rate_refusals.labels(error.kind if error.code == "rate_limit_exceeded" else "enqueued").inc()
+            self.rate_refusals.labels(error.kind if error.kind in ("requests", "tokens") else "enqueued").inc()
 
 
 class MetricsMiddleware:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import httpx2
@@ -16,8 +17,11 @@ from scraping import Scraped, scrape, scrape_registry
 from sqlalchemy import Engine
 
 from pipeline.gateway import create_app
+from pipeline.gateway.errors import ApiError
+from pipeline.gateway.progress_feed import MAX_STREAMS_PER_KEY
 from pipeline.telemetry.metrics.gateway_names import COMMON_METRICS, GATEWAY_METRICS
 from pipeline.telemetry.metrics.server import MetricsServer
+from pipeline.tenancy.keys import Principal
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,20 @@ def test_who_is_not_let_in_is_counted_by_why(gateway: Counting) -> None:
     assert found.value("ryzanstein_rate_limit_refusals_total", kind="requests") == 1
     reader.client.close()
     reader.http.close()
+
+
+def test_a_key_with_too_many_streams_has_not_too_much_enqueued(gateway: Counting) -> None:
+    metrics = gateway.app.state.metrics
+    principal = Principal(tenant_id="tenant_acme", api_key_id="key_acme")
+    with ExitStack() as streams:
+        for _ in range(MAX_STREAMS_PER_KEY):
+            streams.enter_context(gateway.app.state.progress.place(principal))
+        with pytest.raises(ApiError) as refused:
+            streams.enter_context(gateway.app.state.progress.place(principal))
+    metrics.count_refusal({"state": {"caller": principal}, "headers": []}, refused.value)
+    found = gateway.read()
+    name = "ryzanstein_rate_limit_refusals_total"
+    assert [found.value(name, kind=kind) for kind in ("requests", "enqueued")] == [1, 0]
 
 
 def test_metrics_are_on_a_port_of_their_own_and_not_on_the_public_one(gateway: Counting) -> None:
