@@ -34,6 +34,12 @@ from pipeline.tables import GroupState, ServedModel
 from pipeline.tables.migrating import describe_lack, revisions
 from pipeline.tables.session import connection, get_engine
 
+#: What our servers answer with.
+_READY: Final = 200
+_NOT_READY: Final = 503
+#: Flower, asked at an address that is not loopback.
+_ASKS_FOR_PASSWORD: Final = 401
+
 _TORCH_SECONDS = 120.0
 #: torch is not for this process to import; another one says what it finds.
 _ASK_TORCH = (
@@ -137,8 +143,11 @@ def _storage(settings: Settings) -> Iterator[Finding]:
 
 def _gateway(settings: Settings) -> Iterator[Finding]:
     url = settings.base_url.rstrip("/").removesuffix("/v1") + "/readyz"
-    if http_status(url) == 200:
+    status = http_status(url)
+    if status == _READY:
         yield ok("gateway", f"{settings.base_url} is ready")
+    elif status == _NOT_READY:
+        yield warning("gateway", f"{settings.base_url} is not ready", f"`curl {url}` says why.")
     else:
         yield warning("gateway", f"{url} does not answer", f"Start `ryzanstein gateway`, or set {PREFIX}BASE_URL.")
         yield from check_port("gateway port", settings.gateway_host, settings.gateway_port, "GATEWAY_PORT")
@@ -146,7 +155,7 @@ def _gateway(settings: Settings) -> Iterator[Finding]:
 
 def _flower(settings: Settings) -> Iterator[Finding]:
     url = f"http://{settings.flower_host}:{settings.flower_port}/healthcheck"
-    if http_status(url) == 200:
+    if http_status(url) in (_READY, _ASKS_FOR_PASSWORD):
         yield ok("flower", f"{url} answers")
     else:
         yield warning("flower", f"{url} does not answer", "Start `ryzanstein flower` to watch the queues.")

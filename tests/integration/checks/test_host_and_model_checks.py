@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,10 @@ from pipeline.checks.host import (
 )
 from pipeline.checks.model_files import check_model
 from pipeline.checks.packages import check_packages
-from pipeline.doctor import _models_and_groups, _storage
+from pipeline.doctor import _flower, _gateway, _models_and_groups, _storage
 from pipeline.settings import PREFIX, Settings, get_settings
 from pipeline.signing import signing_key
+from pipeline.telemetry.watch_server import WatchHandler, WatchServer
 
 
 def the_only(findings: Iterator[Finding]) -> tuple[Verdict, str]:
@@ -171,6 +173,39 @@ def test_a_port_that_something_else_has_is_told_of() -> None:
             assert str(port) in detail
     assert not list(check_port("gateway port", "127.0.0.1", port, "GATEWAY_PORT"))
     assert not list(check_port("gateway port", "127.0.0.1", 0, "GATEWAY_PORT"))
+
+
+@contextmanager
+def answering(status: int) -> Iterator[int]:
+    """A server whose every answer has this status, by its port."""
+
+    class Handler(WatchHandler):
+        def do_GET(self) -> None:
+            self.send(status, "text/plain", b"")
+
+    with WatchServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_a_gateway_that_is_not_ready_is_not_taken_for_another_program() -> None:
+    def told(status: int) -> list[tuple[str, Verdict, str]]:
+        with answering(status) as port:
+            settings = Settings(base_url=f"http://127.0.0.1:{port}/v1", gateway_port=port)
+            return [(one.subject, one.verdict, one.detail.rpartition("/")[2]) for one in _gateway(settings)]
+
+    assert told(200) == [("gateway", Verdict.OK, "v1 is ready")]
+    assert told(503) == [("gateway", Verdict.WARNING, "v1 is not ready")]
+    assert [subject for subject, _, _ in told(404)] == ["gateway", "gateway port"]
+
+
+def test_a_flower_that_asks_for_its_password_is_there() -> None:
+    for status, subjects in ((200, ["flower"]), (401, ["flower"]), (404, ["flower", "flower port"])):
+        with answering(status) as port:
+            found = list(_flower(Settings(flower_port=port)))
+        assert [one.subject for one in found] == subjects
+        assert (found[0].verdict is Verdict.OK) == (len(subjects) == 1)
 
 
 def test_a_signing_key_that_others_can_read_or_nobody_can_use_is_told_of(tmp_path: Path) -> None:
