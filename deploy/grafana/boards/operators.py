@@ -117,8 +117,9 @@ _LOAD: Final = Row(
             description="Prompt tokens computed, prompt tokens found in the prefix cache, and tokens generated.",
             unit=Unit.TOKENS_PER_SECOND,
             queries=(
+                # Of the queries, not of the prompts: each choice of a request looks for the one prompt that they have.
                 Query(
-                    f"sum(rate(ryzanstein_engine_prompt_tokens_total{_HERE}[$__rate_interval]))"
+                    f"sum(rate(ryzanstein_engine_prefix_query_tokens_total{_HERE}[$__rate_interval]))"
                     f" - sum(rate(ryzanstein_engine_prefix_hit_tokens_total{_HERE}[$__rate_interval]))",
                     "prompt, computed",
                 ),
