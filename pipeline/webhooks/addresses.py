@@ -91,8 +91,9 @@ def _is_allowed(address: Address, networks: Iterable[IPv4Network | IPv6Network])
 
 
 def _is_public(address: Address) -> bool:
-    is_site_local = isinstance(address, IPv6Address) and address.is_site_local
-    return address.is_global and not address.is_multicast and not is_site_local
+    if isinstance(address, IPv6Address) and (address.is_site_local or address.is_reserved):
+        return False  # reserved: what others than a public network may give a meaning, such as translators of one's own
+    return address.is_global and not address.is_multicast
 
 
 def _meant(address: Address) -> Iterator[Address]:
