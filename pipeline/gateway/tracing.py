@@ -8,6 +8,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.gateway.metering import UNKNOWN_ROUTE, route_of
 from pipeline.telemetry import tracing
 from pipeline.telemetry.genai_names import HTTP_METHOD, HTTP_ROUTE, HTTP_STATUS, TENANT
 from pipeline.tenancy.keys import Principal
@@ -42,7 +43,7 @@ class TracingMiddleware:
                     await self.app(scope, receive, send_seen)
                 finally:
                     # Known when the call was routed.
-                    route = getattr(scope.get("route"), "path", None)
+                    route = None if (found := route_of(scope)) == UNKNOWN_ROUTE else found
                     caller: Principal | None = scope.get("state", {}).get("caller")
                     span.set({HTTP_ROUTE: route, TENANT: None if caller is None else caller.tenant_id})
                     if route is not None:
