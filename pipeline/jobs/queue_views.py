@@ -20,7 +20,7 @@ from pipeline.telemetry.logs import summarize_error
 log = structlog.get_logger(__name__)
 
 _MODELS: Final = text("SELECT name FROM served_models ORDER BY name")
-# By the first slice of each tenant alone, found by the index of those that wait.
+# Reads every pending slice once, as `load_of` does.
 _OLDEST: Final = text("""
     SELECT s.model, s.service_class, s.tenant_id, min(b.in_progress_at) AS since, min(s.deadline) AS deadline
     FROM slices s JOIN batches b ON b.id = s.batch_id
