@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-import psutil
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from pipeline.processes import resident_bytes
 from pipeline.settings import get_settings
 from pipeline.tables import GroupState
 
@@ -140,10 +140,5 @@ def _ranks(pids: Sequence[int], is_here: bool) -> list[RankView]:
 
 
 def _look_at(rank: int, pid: int) -> RankView:
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return RankView(rank, pid, False, None)
-        return RankView(rank, pid, True, process.memory_info().rss)
-    except psutil.Error:
-        return RankView(rank, pid, False, None)
+    num_bytes = resident_bytes(pid)
+    return RankView(rank, pid, num_bytes is not None, num_bytes)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline.errors import PipelineError
 
 _PR_SET_PDEATHSIG = 1
@@ -60,6 +62,16 @@ def free_port(host: str = "127.0.0.1") -> int:
 def end_with_parent_thread(sig: signal.Signals) -> None:
     """Have the kernel send this process `sig` when the thread that started it ends, even while it is stopped."""
     _libc.prctl(_PR_SET_PDEATHSIG, sig)
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Main memory that a process has; None of one that is gone, or has ended and was not buried."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            return None if process.status() == psutil.STATUS_ZOMBIE else int(process.memory_info().rss)
+    except psutil.Error:
+        return None
 
 
 def spawn(

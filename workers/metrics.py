@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-import psutil
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from pipeline.processes import resident_bytes
 from pipeline.telemetry.metrics import group_names as names
 from pipeline.telemetry.metrics.metric import Kind, Metric
 from pipeline.telemetry.metrics.registry import family, histogram_family
@@ -54,7 +54,7 @@ class GroupMetrics(Collector):
 
     def _gauges(self) -> Iterator[tuple[Metric, Family]]:
         load, health, info = self._engine.load(), self._engine.health(), self._identity.info
-        ranks = {rank: _process(pid) for rank, pid in enumerate(health.rank_pids)}
+        ranks = {rank: resident_bytes(pid) for rank, pid in enumerate(health.rank_pids)}
         num_ranks = int(info.get("tp", len(ranks))) if info.get("engine") != "echo" else 0
         values = {
             names.GROUP_UP: health.state is EngineState.READY,
@@ -110,13 +110,3 @@ class GroupMetrics(Collector):
 
 _OURS: Final = frozenset(names.GROUP_LABELS)
 _RENAMED: Final = {"finish_reason": "finished_reason"}
-
-
-def _process(pid: int) -> int | None:
-    """Resident memory in bytes; None of a process that is gone, or has ended and was not buried."""
-    try:
-        process = psutil.Process(pid)
-        with process.oneshot():
-            return None if process.status() == psutil.STATUS_ZOMBIE else int(process.memory_info().rss)
-    except psutil.Error:
-        return None

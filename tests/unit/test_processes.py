@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.processes import NotReadyError, spawn, wait_until
+from pipeline.processes import NotReadyError, resident_bytes, spawn, wait_until
 
 #: Python drops what is raised in a hook around a fork; the interrupt comes in the middle of one.
 INTERRUPTED_SPAWN = """
@@ -48,3 +49,13 @@ def test_a_process_that_ends_too_early_is_quoted(tmp_path: Path) -> None:
     process = spawn([sys.executable, "-c", "print('no such folder'); exit(3)"], log_path=log_path)
     with pytest.raises(NotReadyError, match=r"(?s)it ended with exit code 3 .* ends with:\nno such folder"):
         wait_until(lambda: False, what="it", timeout=60, process=process, log_path=log_path)
+
+
+def test_only_a_process_that_lives_has_memory() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert resident_bytes(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert resident_bytes(process.pid) is None, "it has ended, and is not buried"
+    process.communicate()
+    assert resident_bytes(process.pid) is None
