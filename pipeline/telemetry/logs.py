@@ -10,7 +10,6 @@ import logging
 import sys
 import traceback
 from collections.abc import MutableMapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -35,8 +34,6 @@ _NOISY: Final = (
 
 #: Longest text of an exception that is logged, in characters.
 _MAX_ERROR_CHARS: Final = 300
-
-_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
 def configure_logging(process: str, settings: Settings | None = None) -> None:
