@@ -77,7 +77,7 @@ class ModelQueue:
     #: In the order of serving: by class, by counter, by deadline. Those of whom nothing waits are at the end.
     waiting: Sequence[Waiting]
     turn: Turn | None
-    #: In Redis; None where it can't be asked.
+    #: In Redis; None where it can't be, or was not, asked.
     num_tickets: int | None
 
     @property
@@ -101,13 +101,17 @@ class QueueView:
     num_preparing: int
     num_in_progress: int
     num_paused: int
-    is_redis_reachable: bool
+    #: None where Redis was not asked.
+    is_redis_reachable: bool | None
 
 
 def view_queues(session: Session, tenant_id: str | None = None) -> QueueView:
-    """Of one tenant, who is shown no other, or of all. Waits for Redis two seconds at most."""
+    """Of one tenant, who is shown no other and nothing of Redis, or of all.
+
+    Waits for Redis, where it is asked, two seconds at most.
+    """
     models = list(session.scalars(_MODELS))
-    lengths = _lengths(models)
+    lengths = _lengths(models) if tenant_id is None else None
     oldest = {(row.model, row.service_class, row.tenant_id): row for row in session.execute(_OLDEST)}
     loads = [load_of(session, model) for model in models]
     names = _names(session, loads)
@@ -121,7 +125,7 @@ def view_queues(session: Session, tenant_id: str | None = None) -> QueueView:
         num_preparing=batches.num_preparing,
         num_in_progress=batches.num_in_progress,
         num_paused=batches.num_paused,
-        is_redis_reachable=lengths is not None,
+        is_redis_reachable=lengths is not None if tenant_id is None else None,
     )
 
 

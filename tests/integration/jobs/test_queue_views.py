@@ -7,7 +7,7 @@ from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from pipeline.jobs import outbox
+from pipeline.jobs import outbox, queue_views
 from pipeline.jobs.claiming import claim_slice
 from pipeline.jobs.queue_views import QueueView, TurnReason, view_queues
 from pipeline.settings import PREFIX, get_settings
@@ -109,3 +109,11 @@ def test_the_outbox_and_tickets_are_counted(
     get_settings.cache_clear()
     without = view(database)
     assert (without.is_redis_reachable, without.models[0].num_tickets) == (False, None)
+
+
+def test_redis_keeps_no_tenant_waiting_who_is_shown_nothing_of_it(
+    database: Engine, tenants: list[SeededTenant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_views, "queue_lengths", lambda *_: pytest.fail("Redis was asked"))
+    found = view(database, tenants[0])
+    assert (found.is_redis_reachable, found.models[0].num_tickets) == (None, None)
