@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import urllib.request
+from http.client import HTTPException
 from typing import Final
-from urllib.error import URLError
 
 from pipeline.settings import Settings
 
@@ -28,5 +28,5 @@ def read_flower_metrics(settings: Settings) -> bytes | None:
     try:
         with opener.open(request, timeout=_SECONDS) as response:
             return bytes(response.read())
-    except (URLError, OSError):
+    except (OSError, HTTPException):  # the last: it speaks something else, or stops in the middle
         return None

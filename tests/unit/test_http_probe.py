@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -8,6 +9,8 @@ import pytest
 
 from pipeline.http_probe import http_status
 from pipeline.processes import free_port
+from pipeline.settings import Settings
+from pipeline.telemetry.flower_metrics import read_flower_metrics
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -43,3 +46,19 @@ def test_a_proxy_is_not_asked_about_this_machine(server: str, monkeypatch: pytes
 def test_no_answer_is_none() -> None:
     assert http_status(f"http://127.0.0.1:{free_port()}/") is None
     assert http_status("gibberish") is None
+
+
+def test_what_speaks_something_else_than_http_gives_no_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet() -> None:
+            for _ in range(2):
+                client, _ = other.accept()
+                with client:
+                    client.recv(1000)
+                    client.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        port = other.getsockname()[1]
+        assert http_status(f"http://127.0.0.1:{port}/readyz") is None
+        assert read_flower_metrics(Settings(flower_port=port)) is None
