@@ -45,17 +45,18 @@ def top(
             console = Console(width=_PIPE_WIDTH)
         console.print(screen(_look(data_dir), console.width))
         return
+    from rich.console import Group, RenderableType
     from rich.live import Live
+    from rich.text import Text
 
+    seen: RenderableType = ""
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                shown = screen(_look(data_dir), console.width)
+                seen = shown = screen(_look(data_dir), console.width)
             except UserError as error:  # the database is away for a while, say: what was seen last stays
-                live.console.bell()
-                live.update(f"{error} It is asked again in {interval:g} s.", refresh=True)
-            else:
-                live.update(shown, refresh=True)
+                shown = Group(Text(f"{error} It is asked again in {interval:g} s.", style="red"), Text(), seen)
+            live.update(shown, refresh=True)
             time.sleep(interval)
 
 

@@ -20,12 +20,13 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from running_gateways import Tenant, wait_for
+from running_gateways import Tenant, postgres_processes, wait_for
 from seeds import MODEL, SeededTenant, seed_batch, seed_model, sql
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.embedded import EmbeddedPostgres
 from pipeline.errors import UserError
 from pipeline.jobs.claiming import claim_slice
 from pipeline.settings import PREFIX, get_settings
@@ -209,3 +210,11 @@ def test_top_waits_for_a_database_that_is_away(run: Run, database: Engine, setti
     with terminal(100, "top", "--interval", "0.2") as (top, screen):
         wait_for(lambda: "It is asked again" in text_of(screen), 30)
         assert top.poll() is None
+
+
+def test_top_keeps_what_it_has_seen_of_a_database_that_goes_away(own_postgres: EmbeddedPostgres) -> None:
+    with terminal(100, "top", "--interval", "0.2") as (_, screen):
+        wait_for(lambda: "No group has registered." in text_of(screen), 30)
+        os.kill(postgres_processes(own_postgres)[0], signal.SIGINT)  # fast shutdown
+        own_postgres.process = None
+        wait_for(lambda: "No group has registered." in text_of(screen).partition("It is asked again")[2], 30)
