@@ -36,7 +36,8 @@ def read(chunks: list[bytes]) -> tuple[Upload, bytes]:
     data=st.data(),
 )
 def test_a_file_is_the_same_wherever_the_network_cuts_it(content: bytes, data: st.DataObject) -> None:
-    content = content.replace(b"\r\n--edge", b"")
+    while b"\r\n--edge" in content:  # what is left around one may be another
+        content = content.replace(b"\r\n--edge", b"")
     whole = body(content)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)))))
     chunks = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
