@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from kombu.pidbox import Mailbox
+
 from pipeline.celery import BROKER_ERRORS, PROMPT_OPTIONS, app
 from pipeline.checks.findings import Finding, ok, warning
 from pipeline.settings import get_settings
@@ -18,15 +20,10 @@ def check_control() -> Iterator[Finding]:
     url = get_settings().redis_url.get_secret_value()
     try:
         with app.connection_for_read(url, transport_options=PROMPT_OPTIONS, connect_timeout=2) as connection:
-            answers = app.control.broadcast(
-                "ping",
-                reply=True,
-                pattern="control@*",
-                matcher="glob",
-                timeout=_ANSWER_SECONDS,
-                limit=1,
-                connection=connection,
-            )
+            # As `app.control.broadcast`, which would publish over a connection that the app then keeps.
+            mailbox = Mailbox(app.conf.control_exchange, "fanout", accept=["json"], serializer="json")  # type: ignore[no-untyped-call]
+            asked = {"reply": True, "timeout": _ANSWER_SECONDS, "limit": 1, "pattern": "control@*", "matcher": "glob"}
+            answers = mailbox(connection)._broadcast("ping", **asked)
     except BROKER_ERRORS:
         return
     names = sorted(name for answer in answers or [] for name in answer)

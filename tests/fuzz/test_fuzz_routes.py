@@ -30,6 +30,9 @@ CHECKS = [
     response_schema_conformance,
 ]
 
+#: The server reads no longer line than 64 KiB, and refuses it before it is a request.
+_LONGEST_URL = 60_000
+
 
 def test_every_answer_is_as_the_description_says(served: Served, budget: Budget) -> None:
     schema = schemathesis.openapi.from_url(f"{served.address}/openapi.json")
@@ -40,7 +43,10 @@ def test_every_answer_is_as_the_description_says(served: Served, budget: Budget)
 
     def one(case: Case, luck: random.Random) -> None:
         use_known(case, served, luck)
-        response = case.call_and_validate(session=http, headers=served.headers, checks=CHECKS)
+        response = case.call(session=http, headers=served.headers)
+        if len(str(response.request.url)) > _LONGEST_URL:
+            return
+        case.validate_response(response, checks=CHECKS)
         assert response.status_code >= 400 or not has_wrong_json(case), case.as_curl_command()
         if response.status_code == 200 and "json" in response.headers.get("content-type", [""])[0]:
             served.learn(response.json())

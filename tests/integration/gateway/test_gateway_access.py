@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from running_gateways import Tenant, error_of
-from sqlalchemy import func, select, text, update
+from running_gateways import Tenant, error_of, new_tenant, serve
+from sqlalchemy import Engine, func, select, text, update
 
 from pipeline.gateway import create_app
 from pipeline.processes import wait_until
@@ -42,7 +42,21 @@ WRONG: list[tuple[str | None, str | None]] = [
 ]
 
 
-def test_every_route_needs_a_key(acme: Tenant, subtests: pytest.Subtests) -> None:
+@pytest.fixture
+def patient_acme(
+    database: Engine, redis_url: str, log_path: Path, set_before_start: Callable[[str, object], None]
+) -> Iterator[Tenant]:
+    """Of a gateway that lets an address guess as often as it likes."""
+    set_before_start("KEY_FAILURES_PER_MINUTE", 100_000)
+    with serve() as address:
+        tenant = new_tenant(address, "acme")
+        yield tenant
+        tenant.client.close()
+        tenant.http.close()
+
+
+def test_every_route_needs_a_key(patient_acme: Tenant, subtests: pytest.Subtests) -> None:
+    acme = patient_acme
     for method, path in routes():
         for authorization, code in WRONG:
             with subtests.test(method=method, path=path, authorization=authorization):
