@@ -53,6 +53,7 @@ def running_group(
     settings: Settings | None = None,
     group_id: str = GROUP,
     model_path: Path = Path("/models/tiny"),
+    **info: Any,
 ) -> Iterator[Group]:
     """A started group. A failure of one of its threads fails the test."""
     failures: list[str] = []
@@ -62,7 +63,7 @@ def running_group(
         model_path=str(model_path),
         context_length=2048,
         pid=os.getpid(),
-        info={"engine": "test"},
+        info={"engine": "test", **info},
     )
     group = Group(engine, identity, settings or make_settings(), database, lambda: failures.append("a thread failed"))
     group.start()

@@ -70,7 +70,7 @@ def test_a_dead_rank_is_seen_and_nothing_counts_back(
     engine = NativeEngine(options)
     settings = make_settings(lease_seconds=60.0)
     seed_batch(database, tenant, [4], params={"max_tokens": 40, "ignore_eos": True}, prompt=range(10, 60))
-    with running_group(database, engine, settings, model_path=folder) as group, served(group) as url:
+    with running_group(database, engine, settings, model_path=folder, tp=2) as group, served(group) as url:
         wait_for(lambda: num_results(database) == 4, timeout=60)
         before = wait_for(
             lambda: (now := scrape(url)).value("ryzanstein_engine_generation_tokens_total") == 160 and now, timeout=10
