@@ -356,7 +356,7 @@ class World:
         assert poisoned["custom_id"] == "p2"
         # A submission whose answer was lost was sent again.
         assert sql(self.database, "SELECT count(*) FROM batches") == [(len(EXPECTED),)]
-        wait_for(lambda: not audit(self.database, at_rest=True).violations)
+        self.tick_until(lambda: not audit(self.database, at_rest=True).violations)  # control goes on meanwhile
 
 
 @pytest.fixture
