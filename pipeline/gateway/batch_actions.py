@@ -15,7 +15,7 @@ from pipeline.gateway.rate_limits import count_submission
 from pipeline.jobs import outbox
 from pipeline.jobs.cancelling import BatchNotFoundError
 from pipeline.jobs.client_pauses import BatchNotPausableError, PausedByBudgetError, pause_batch, resume_batch
-from pipeline.jobs.idempotency import KeyedCall, answer_once
+from pipeline.jobs.idempotency import KeyedCall, answer_once, first_answer
 from pipeline.jobs.retrying import BatchNotRetryableError, RetriedInput, find_retryable, retry_batch
 from pipeline.schemas.batches import BatchObject, BatchPause
 from pipeline.tables import Batch
@@ -61,24 +61,37 @@ def request_retry(
     """A new batch of those requests of an ended one that failed, were cancelled or expired.
 
     Its input is a new file of exactly their lines; all else is as it was, and `retried_from` in its metadata names the
-    first one. 409 where there is nothing to retry. With an `Idempotency-Key`, sending it again makes no second one.
+    first one, unless 16 pairs of its own fill that. 409 where there is nothing to retry. With an `Idempotency-Key`,
+    sending it again makes no second one.
     """
     call = keyed_call(caller, "retry_batch", idempotency_key, {"batch_id": batch_id})
-    retried = RetriedInput()
+    with _explained(batch_id), transaction() as session:
+        if (answer := first_answer(session, call, BatchObject)) is not None:
+            return answer
+        lines = find_retryable(session, batch_id, caller.tenant_id, project_id=caller.project_id)
+        admit_batch(session, caller.tenant_id)  # before anything is copied; what counts is the one below
+    retried = RetriedInput(lines)
 
     def retry(session: Session) -> Batch:
-        first = find_retryable(session, batch_id, caller.tenant_id, project_id=caller.project_id)
         admit_batch(session, caller.tenant_id)
-        batch = retry_batch(session, first, retried, api_key_id=caller.api_key_id)
-        count_submission(request, caller, retried.num_bytes)
+        batch = retry_batch(
+            session,
+            batch_id,
+            caller.tenant_id,
+            retried,
+            project_id=caller.project_id,
+            api_key_id=caller.api_key_id,
+        )
         check_still_valid(session, caller)
         return batch
 
     try:
+        with _explained(batch_id):
+            retried.copy()
+        count_submission(request, caller, retried.num_bytes)
         return _act(batch_id, call, retry, retried.mark_recorded)
-    except Exception:
+    finally:
         retried.discard_unless_recorded()
-        raise
 
 
 def _act(

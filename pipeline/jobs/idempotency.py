@@ -59,24 +59,27 @@ def answer_once(session: Session, call: KeyedCall | None, make: Callable[[], Ans
     """
     if call is None:
         return make()
-    name = {
-        "tenant_id": call.tenant_id,
-        "project_id": call.project_id or "",
-        "route": call.route,
-        "key": call.key,
-    }
+    name = _name_of(call)
     lock = int.from_bytes(_fingerprint(name)[:8], signed=True)
     # Let go at the end of the transaction, whatever ends it: no name stays taken by a process that has died.
     if not session.scalar(select(func.pg_try_advisory_xact_lock(lock))):
         raise CallInProgressError
-    fingerprint = _fingerprint(call.content)
-    first = session.get(IdempotentAnswer, name)
-    if first is None:
-        answer = make()
-        session.add(IdempotentAnswer(**name, fingerprint=fingerprint, answer=answer.model_dump_json()))
-        session.flush()
-        return answer
-    if first.fingerprint != fingerprint:
+    if (first := first_answer(session, call, kind)) is not None:
+        return first
+    answer = make()
+    session.add(IdempotentAnswer(**name, fingerprint=_fingerprint(call.content), answer=answer.model_dump_json()))
+    session.flush()
+    return answer
+
+
+def first_answer(session: Session, call: KeyedCall | None, kind: type[Answer]) -> Answer | None:
+    """What an earlier call of this name was answered, if there was one.
+
+    For a call that takes long before it comes to `answer_once`. Raises IdempotencyKeyReusedError.
+    """
+    if call is None or (first := session.get(IdempotentAnswer, _name_of(call))) is None:
+        return None
+    if first.fingerprint != _fingerprint(call.content):
         raise IdempotencyKeyReusedError(
             "The Idempotency-Key was used for another call. Use a new key for new content, or send the same content "
             "again."
@@ -112,6 +115,15 @@ def forget_old_keys(engine: Engine) -> int:
             conn.execute(delete(table).where(table.created_at < func.now() - KEPT)).rowcount
             for table in (IdempotencyKey, IdempotentAnswer)
         )
+
+
+def _name_of(call: KeyedCall) -> dict[str, str]:
+    return {
+        "tenant_id": call.tenant_id,
+        "project_id": call.project_id or "",
+        "route": call.route,
+        "key": call.key,
+    }
 
 
 def _fingerprint(content: Mapping[str, Any]) -> bytes:

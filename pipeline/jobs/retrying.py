@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -21,6 +22,7 @@ from pipeline.ids import new_file_id
 from pipeline.jobs.cancelling import BatchNotFoundError
 from pipeline.jobs.input_lines import read_lines
 from pipeline.jobs.submission import submit_batch
+from pipeline.schemas.batches import MAX_METADATA_PAIRS
 from pipeline.schemas.files import BATCH_PURPOSE
 from pipeline.settings import get_settings
 from pipeline.tables import Batch, BatchStatus, DroppedBatch, File, OutcomeKind, Request
@@ -28,7 +30,7 @@ from pipeline.tenancy.scopes import is_in_project
 
 log = structlog.get_logger(__name__)
 
-#: Key in the metadata of the new batch: the id of the one that it tries again.
+#: Key in the metadata of the new batch, where there is room for one more: the id of the one that it tries again.
 RETRIED_FROM: Final = "retried_from"
 
 _ENDED: Final = (BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
@@ -44,24 +46,49 @@ class BatchNotRetryableError(PipelineError):
     """There is nothing of the batch that could be tried again."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RetriedLines:
+    """What a retry tries again."""
+
+    #: Id of the input file that they are lines of, and of its blob.
+    source_id: str
+    source_key: str
+    #: Of the file that they become.
+    filename: str
+    #: Their numbers in the source, from 1, in order.
+    numbers: Sequence[int]
+
+
 class RetriedInput:
     """The new input file of one retry: a blob that is removed again where its row is not written."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines: RetriedLines) -> None:
+        self.lines = lines
         self.file_id = new_file_id()
         self.num_bytes = 0
         self._is_written = False
+        self._is_used = False
         self._is_recorded = False
 
-    def write(self, source: File, lines: Sequence[int]) -> None:
-        """Copy these lines of the input file `source`, by their numbers from 1. Raises StorageError."""
-        assert source.storage_key is not None
+    def copy(self) -> None:
+        """Write the blob. It takes long, so it is for no transaction. Raises BatchNotRetryableError, StorageError."""
         self._is_written = True
-        self.num_bytes = storage.write_blob(upload_key(self.file_id), _pieces(source.storage_key, lines))
+        try:
+            pieces = _pieces(self.lines.source_key, self.lines.numbers)
+            self.num_bytes = storage.write_blob(upload_key(self.file_id), pieces)
+        except storage.BlobNotFoundError:
+            raise BatchNotRetryableError(
+                f"The content of the input file {self.lines.source_id} is gone. Upload the requests again and create a "
+                "new batch."
+            ) from None
+
+    def mark_used(self) -> None:
+        """A batch has been written that reads it."""
+        self._is_used = True
 
     def mark_recorded(self) -> None:
-        """The commit is next, which may be done although its answer is lost: then the blob stays."""
-        self._is_recorded = True
+        """The commit is next. Where it has a batch that reads the blob, the blob stays, even if its answer is lost."""
+        self._is_recorded = self._is_used
 
     def discard_unless_recorded(self) -> None:
         if self._is_written and not self._is_recorded:
@@ -69,8 +96,65 @@ class RetriedInput:
                 storage.delete_blob(upload_key(self.file_id))
 
 
-def find_retryable(session: Session, batch_id: str, tenant_id: str, *, project_id: str | None = None) -> Batch:
-    """A batch that has ended. Raises BatchNotFoundError, BatchNotRetryableError."""
+def find_retryable(session: Session, batch_id: str, tenant_id: str, *, project_id: str | None = None) -> RetriedLines:
+    """What of a batch that has ended can be tried again. Raises BatchNotFoundError, BatchNotRetryableError."""
+    batch = _ended_batch(session, batch_id, tenant_id, project_id)
+    numbers = _unanswered_lines(session, batch)
+    source = session.get_one(File, batch.input_file_id)
+    if source.deleted_at is not None or source.storage_key is None:
+        raise BatchNotRetryableError(
+            f"The input file {source.id} of this batch was deleted or has expired, and the requests with it. Upload "
+            "them again and create a new batch."
+        )
+    return RetriedLines(source_id=source.id, source_key=source.storage_key, filename=_name_of(source), numbers=numbers)
+
+
+def retry_batch(
+    session: Session,
+    batch_id: str,
+    tenant_id: str,
+    retried: RetriedInput,
+    *,
+    project_id: str | None = None,
+    api_key_id: str,
+) -> Batch:
+    """Write the new batch, which reads `retried`, a copy of what `find_retryable` has found.
+
+    Call `retried.mark_recorded` right before the commit, `outbox.publish_soon` after it, and
+    `retried.discard_unless_recorded` at the very end. Raises BatchNotFoundError, BatchNotRetryableError.
+    """
+    first = _ended_batch(session, batch_id, tenant_id, project_id)
+    input_file = record_upload(
+        session,
+        file_id=retried.file_id,
+        tenant_id=first.tenant_id,
+        project_id=first.project_id,
+        filename=retried.lines.filename,
+        purpose=BATCH_PURPOSE,
+        num_bytes=retried.num_bytes,
+        expires_after_seconds=get_settings().file_expiry_seconds,
+    )
+    batch = submit_batch(
+        session,
+        tenant_id=first.tenant_id,
+        api_key_id=api_key_id,
+        project_id=first.project_id,
+        service_class=first.service_class,
+        input_file=input_file,
+        endpoint=first.endpoint,
+        completion_window=first.completion_window,
+        metadata=_metadata_of(first),
+        on_invalid=first.on_invalid,
+        output_expires_after_seconds=first.output_expires_after_seconds,
+        has_receipts=first.has_receipts,
+        max_cost=first.max_cost,
+    )
+    retried.mark_used()
+    log.info("batch retried", batch=first.id, by=batch.id, requests=len(retried.lines.numbers))
+    return batch
+
+
+def _ended_batch(session: Session, batch_id: str, tenant_id: str, project_id: str | None) -> Batch:
     query = select(Batch).where(Batch.id == batch_id, is_in_project(Batch, tenant_id, project_id))
     batch = session.scalars(query).one_or_none()
     if batch is None:
@@ -87,52 +171,11 @@ def find_retryable(session: Session, batch_id: str, tenant_id: str, *, project_i
     return batch
 
 
-def retry_batch(session: Session, first: Batch, retried: RetriedInput, *, api_key_id: str) -> Batch:
-    """Write the new batch, whose blob is then `retried`; `first` is from `find_retryable`.
-
-    Call `retried.mark_recorded` right before the commit, `outbox.publish_soon` after it, and
-    `retried.discard_unless_recorded` after any error. Raises BatchNotRetryableError, StorageError.
-    """
-    lines = _unanswered_lines(session, first)
-    source = session.get_one(File, first.input_file_id)
-    if source.deleted_at is not None or source.storage_key is None:
-        raise BatchNotRetryableError(
-            f"The input file {source.id} of this batch was deleted or has expired, and the requests with it. Upload "
-            "them again and create a new batch."
-        )
-    try:
-        retried.write(source, lines)
-    except storage.BlobNotFoundError:
-        raise BatchNotRetryableError(
-            f"The content of the input file {source.id} is gone. Upload the requests again and create a new batch."
-        ) from None
-    input_file = record_upload(
-        session,
-        file_id=retried.file_id,
-        tenant_id=first.tenant_id,
-        project_id=first.project_id,
-        filename=_name_of(source),
-        purpose=BATCH_PURPOSE,
-        num_bytes=retried.num_bytes,
-        expires_after_seconds=get_settings().file_expiry_seconds,
-    )
-    batch = submit_batch(
-        session,
-        tenant_id=first.tenant_id,
-        api_key_id=api_key_id,
-        project_id=first.project_id,
-        service_class=first.service_class,
-        input_file=input_file,
-        endpoint=first.endpoint,
-        completion_window=first.completion_window,
-        metadata={**(first.metadata_ or {}), RETRIED_FROM: first.id},
-        on_invalid=first.on_invalid,
-        output_expires_after_seconds=first.output_expires_after_seconds,
-        has_receipts=first.has_receipts,
-        max_cost=first.max_cost,
-    )
-    log.info("batch retried", batch=first.id, by=batch.id, requests=len(lines))
-    return batch
+def _metadata_of(first: Batch) -> dict[str, str]:
+    """The client's own pairs come first: where they fill the metadata, `retried_from` is left out."""
+    own = first.metadata_ or {}
+    has_room = RETRIED_FROM in own or len(own) < MAX_METADATA_PAIRS
+    return {**own, RETRIED_FROM: first.id} if has_room else own
 
 
 def _unanswered_lines(session: Session, batch: Batch) -> Sequence[int]:

@@ -59,6 +59,15 @@ def answer(bench: Bench, batch_id: str, *kinds: OutcomeKind) -> None:
     finalize(batch_id, bench.engine)
 
 
+def limit_batches(acme: Tenant, bench: Bench, number: int) -> None:
+    insert = "INSERT INTO queue_limits (tenant_id, model, enqueued_batches) VALUES (:id, '', :number)"
+    sql(bench.engine, f"{insert} ON CONFLICT DO NOTHING", id=acme.id, number=number)
+
+
+def stored_blobs(tmp_path: Path) -> set[Path]:
+    return {path for path in (tmp_path / "blobs").rglob("*") if path.is_file()}
+
+
 def test_a_batch_is_paused_with_a_reason_and_resumed(acme: Tenant, bench: Bench) -> None:
     batch_id = submit(acme, bench, request_lines(2))
 
@@ -169,12 +178,89 @@ def test_a_retry_that_a_limit_refuses_leaves_no_blob(acme: Tenant, bench: Bench,
         "INSERT INTO rate_limits (tenant_id, api_key_id, tokens_per_minute) VALUES (:id, '', 1)",
         id=acme.id,
     )
-    blobs = {path for path in (tmp_path / "blobs").rglob("*") if path.is_file()}
+    blobs = stored_blobs(tmp_path)
 
     assert act(acme, batch_id, "retry").status_code == 429
 
-    assert {path for path in (tmp_path / "blobs").rglob("*") if path.is_file()} == blobs
+    assert stored_blobs(tmp_path) == blobs
     assert len(acme.client.batches.list().data) == 1
+
+
+def test_other_batches_are_submitted_while_a_retry_copies_its_lines(
+    acme: Tenant, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = submit(acme, bench, request_lines(2))
+    answer(bench, batch_id, OutcomeKind.FAILED, OutcomeKind.FAILED)
+    [(file_id,)] = sql(bench.engine, "SELECT input_file_id FROM batches")
+    limit_batches(acme, bench, 5)
+    write, meanwhile = storage.write_blob, []
+
+    def write_late(*args: Any) -> int:
+        options: Any = {"endpoint": "/v1/completions", "completion_window": "2h", "timeout": 5}
+        meanwhile.append(acme.client.batches.create(input_file_id=file_id, **options).id)
+        return write(*args)
+
+    monkeypatch.setattr(storage, "write_blob", write_late)
+
+    late = act(acme, batch_id, "retry").json()
+
+    assert len(meanwhile) == 1
+    assert {batch.id for batch in acme.client.batches.list().data} == {batch_id, late["id"], *meanwhile}
+
+
+def test_a_retry_that_is_too_much_copies_nothing_or_leaves_nothing(
+    acme: Tenant, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = submit(acme, bench, request_lines(2))
+    answer(bench, batch_id, OutcomeKind.FAILED, OutcomeKind.FAILED)
+    other = submit(acme, bench, request_lines(1))
+    write, copies, blobs = storage.write_blob, [], stored_blobs(tmp_path)
+
+    def write_and_fill(*args: Any) -> int:
+        copies.append(args[0])
+        limit_batches(acme, bench, 1)
+        return write(*args)
+
+    monkeypatch.setattr(storage, "write_blob", write_and_fill)
+
+    refused = [act(acme, batch_id, "retry") for _ in range(2)]
+
+    assert [error_of(one)["code"] for one in refused] == ["batch_limit_exceeded"] * 2
+    assert len(copies) == 1  # the second was refused before its lines were copied
+    assert stored_blobs(tmp_path) == blobs
+    assert {batch.id for batch in acme.client.batches.list().data} == {batch_id, other}
+
+
+def test_a_retry_that_was_answered_meanwhile_leaves_no_second_copy(
+    acme: Tenant, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = submit(acme, bench, request_lines(2))
+    answer(bench, batch_id, OutcomeKind.FAILED, OutcomeKind.FAILED)
+    write, named, blobs = storage.write_blob, {"Idempotency-Key": "once more"}, stored_blobs(tmp_path)
+    faster: list[Any] = []
+
+    def write_late(*args: Any) -> int:
+        monkeypatch.setattr(storage, "write_blob", write)
+        faster.append(act(acme, batch_id, "retry", headers=named).json())
+        return write(*args)
+
+    monkeypatch.setattr(storage, "write_blob", write_late)
+
+    assert act(acme, batch_id, "retry", headers=named).json() == faster[0]
+    assert len(stored_blobs(tmp_path) - blobs) == 1
+    assert len(acme.client.batches.list().data) == 2
+
+
+def test_a_batch_whose_metadata_is_full_keeps_it_when_it_is_retried(acme: Tenant, bench: Bench) -> None:
+    pairs = {f"key {number}": "x" for number in range(16)}
+    batch_id = submit(acme, bench, request_lines(1), metadata=pairs)
+    answer(bench, batch_id, OutcomeKind.FAILED)
+    assert act(acme, batch_id, "retry").json()["metadata"] == pairs
+
+    sql(bench.engine, "UPDATE batches SET metadata = metadata - 'key 0' || jsonb_build_object('retried_from', 'b')"
+                      " WHERE id = :id", id=batch_id)  # fmt: skip
+    metadata = act(acme, batch_id, "retry").json()["metadata"]
+    assert (len(metadata), metadata["retried_from"]) == (16, batch_id)
 
 
 def test_lines_that_were_skipped_or_dropped_can_not_be_retried(acme: Tenant, bench: Bench) -> None:
