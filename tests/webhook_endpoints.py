@@ -8,10 +8,11 @@ from seeds import SeededTenant, sql
 from submitting import Bench
 
 from pipeline.jobs.finalizing import finalize
+from pipeline.tables import BatchStatus
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import Principal
 from pipeline.webhooks.endpoints import create_endpoint
-from pipeline.webhooks.events import EventType
+from pipeline.webhooks.events import EventType, add_event
 
 
 def listen(tenant: SeededTenant, url: str, *kinds: EventType, project_id: str | None = None) -> str:
@@ -27,6 +28,12 @@ def end(bench: Bench, num_requests: int = 1) -> str:
     bench.answer(bench.claim())
     finalize(batch_id, bench.engine)
     return batch_id
+
+
+def tell(bench: Bench, batch_id: str) -> None:
+    """One more event of a batch that has completed."""
+    with bench.engine.begin() as conn:
+        add_event(conn, batch_id, BatchStatus.COMPLETED)
 
 
 def deliveries(bench: Bench) -> list[dict[str, Any]]:

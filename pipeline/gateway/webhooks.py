@@ -43,7 +43,7 @@ from pipeline.tenancy.keys import check_still_valid
 from pipeline.webhooks import endpoints
 from pipeline.webhooks.addresses import ForbiddenUrlError
 from pipeline.webhooks.events import EventType, payload_of
-from pipeline.webhooks.sending import Message, send_all
+from pipeline.webhooks.sending import Message, send
 from pipeline.webhooks.signatures import secret_of, signed_headers
 
 log = structlog.get_logger(__name__)
@@ -177,7 +177,7 @@ def send_webhook_test(
             headers={"Retry-After": str(round(_TEST_SECONDS))},
         )
     try:
-        [answer] = send_all([message], get_settings(), _TEST_SECONDS)
+        answer = send(message, get_settings(), _TEST_SECONDS)
     finally:
         _tests.release()
     if answer.status is None:

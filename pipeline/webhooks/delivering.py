@@ -7,10 +7,12 @@ each time with the same `webhook-id`.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -25,15 +27,20 @@ from pipeline.signing import signing_key
 from pipeline.tables.session import connection, get_engine
 from pipeline.tenancy import audit_log
 from pipeline.webhooks.events import PATIENCE, forget_old_events, payload_of
-from pipeline.webhooks.sending import ATTEMPT_SECONDS, Answer, Message, send_all
+from pipeline.webhooks.sending import ATTEMPT_SECONDS, Answer, Message, Sender
 from pipeline.webhooks.signatures import secret_of, signed_headers
 
 log = structlog.get_logger(__name__)
 
-#: Attempts at once; all of them together take no longer than one may.
-_PAGE: Final = 64
-#: Of these, those to one endpoint, so that one that is slow does not hold up the others.
+#: Attempts at once. A place that is free again is filled at once, whatever the others still wait for.
+_MAX_AT_ONCE: Final = 64
+#: Of these, those to one endpoint and of one tenant, so that receivers that are slow leave room to the others.
 _MAX_PER_ENDPOINT: Final = 4
+_MAX_PER_TENANT: Final = 16
+#: Attempts that end within so long, in seconds, are noted together.
+_GATHER_SECONDS: Final = 0.05
+#: While receivers are waited for, what has become due is looked for so often, in seconds.
+_LOOK_SECONDS: Final = 0.5
 #: An attempt that nobody has noted after so long is made again.
 _LEASE: Final = timedelta(seconds=6 * ATTEMPT_SECONDS)
 #: How long one task goes on; the next one takes what is left.
@@ -47,16 +54,34 @@ _KEPT_ATTEMPTS: Final = 50
 #: By this status a receiver says that it wants to hear nothing more.
 _GONE: Final = 410
 
+#: A row of `_CLAIM`.
+_Claimed = Row[tuple[object, ...]]
+
 _slot = threading.BoundedSemaphore(1)
 
+# An endpoint may have been disabled while an event was added that it did not know of: that one is given up here.
 _CLAIM: Final = text("""
-    WITH due AS (
+    WITH given_up AS (
+        UPDATE webhook_deliveries d SET status = 'failed' FROM webhook_endpoints p
+        WHERE p.id = d.endpoint_id AND p.disabled_at IS NOT NULL
+          AND d.status = 'pending' AND d.next_attempt_at <= clock_timestamp()
+    ), busy AS (
+        SELECT id, num FROM unnest(CAST(:busy_ids AS text[]), CAST(:busy_nums AS integer[])) AS busy (id, num)
+    ), of_endpoints AS (
+        SELECT d.id, d.next_attempt_at, d.endpoint_id, p.tenant_id,
+               row_number() OVER (PARTITION BY d.endpoint_id ORDER BY d.next_attempt_at, d.id) AS place
+        FROM webhook_deliveries d JOIN webhook_endpoints p ON p.id = d.endpoint_id
+        WHERE d.status = 'pending' AND d.next_attempt_at <= clock_timestamp() AND p.disabled_at IS NULL
+    ), of_tenants AS (
+        SELECT id, next_attempt_at, tenant_id,
+               row_number() OVER (PARTITION BY tenant_id ORDER BY next_attempt_at, id) AS place
+        FROM of_endpoints
+        WHERE place <= :per_endpoint - coalesce((SELECT num FROM busy WHERE busy.id = endpoint_id), 0)
+    ), due AS (
         SELECT id FROM webhook_deliveries WHERE status = 'pending' AND id IN (
-            SELECT id FROM (
-                SELECT id, next_attempt_at,
-                       row_number() OVER (PARTITION BY endpoint_id ORDER BY next_attempt_at) AS place
-                FROM webhook_deliveries WHERE status = 'pending' AND next_attempt_at <= clock_timestamp()
-            ) waiting WHERE place <= :per_endpoint ORDER BY next_attempt_at LIMIT :limit
+            SELECT id FROM of_tenants
+            WHERE place <= :per_tenant - coalesce((SELECT num FROM busy WHERE busy.id = tenant_id), 0)
+            ORDER BY next_attempt_at LIMIT :limit
         ) AND next_attempt_at <= clock_timestamp() FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE webhook_deliveries d
@@ -107,21 +132,48 @@ def deliver_due(engine: Engine | None = None, *, chance: Callable[[], float] = r
     One thread of a process does this, for a minute at most, so that slow receivers keep nobody else waiting. `chance`
     gives numbers from 0 to 1, for the jitter.
     """
-    engine = engine or get_engine()
-    done = {"delivered": 0, "failed": 0}
-    limit = time.monotonic() + _LONGEST_SECONDS
     if not _slot.acquire(blocking=False):
-        return done
+        return {"delivered": 0, "failed": 0}
     try:
-        while time.monotonic() < limit and (claimed := _claim(engine)):
-            answers = send_all([_message(row) for row in claimed], get_settings())
-            _note(engine, claimed, answers, chance)
-            num_delivered = sum(answer.is_success for answer in answers)
-            done["delivered"] += num_delivered
-            done["failed"] += len(answers) - num_delivered
+        return asyncio.run(_deliver(engine or get_engine(), chance))
     finally:
         _slot.release()
-    return done
+
+
+async def _deliver(engine: Engine, chance: Callable[[], float]) -> dict[str, int]:
+    """Keep as many attempts on their way as there may be, until none is due or the time is over.
+
+    SQL is asked in other threads, so that a lock that is waited for there costs no attempt its time.
+    """
+    done = {"delivered": 0, "failed": 0}
+    limit = time.monotonic() + _LONGEST_SECONDS
+    under_way: dict[asyncio.Task[Answer], _Claimed] = {}
+    async with Sender(get_settings()) as sender:
+        try:
+            while True:
+                if len(under_way) < _MAX_AT_ONCE and time.monotonic() < limit:
+                    for row in await asyncio.to_thread(_claim, engine, list(under_way.values())):
+                        under_way[asyncio.create_task(sender.send(_message(row), ATTEMPT_SECONDS))] = row
+                if not under_way:
+                    return done
+                ended = await _some_that_ended(under_way)
+                if ended:
+                    rows, answers = [under_way.pop(task) for task in ended], [task.result() for task in ended]
+                    await asyncio.to_thread(_note, engine, rows, answers, chance)
+                    num_delivered = sum(answer.is_success for answer in answers)
+                    done["delivered"] += num_delivered
+                    done["failed"] += len(answers) - num_delivered
+        finally:  # what is given up by an error is made again when its lease has run out
+            for task in under_way:
+                task.cancel()
+
+
+async def _some_that_ended(tasks: Collection[asyncio.Task[Answer]]) -> Collection[asyncio.Task[Answer]]:
+    """The first that ends and those that end right after it; none after `_LOOK_SECONDS`."""
+    first, _ = await asyncio.wait(tasks, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    if first:
+        first, _ = await asyncio.wait(tasks, timeout=_GATHER_SECONDS)
+    return first
 
 
 def send_due(engine: Engine) -> int:
@@ -148,12 +200,16 @@ def disable(conn: Connection, endpoint_id: str, reason: str, *, actor: str = "we
     return True
 
 
-def _claim(engine: Engine) -> Sequence[Row[tuple[object, ...]]]:
+def _claim(engine: Engine, under_way: Sequence[_Claimed] = ()) -> Sequence[_Claimed]:
+    """As many attempts that are due as there is room for beside those that are under way."""
+    busy = Counter(row.endpoint_id for row in under_way) + Counter(row.tenant_id for row in under_way)
+    limits = {"limit": _MAX_AT_ONCE - len(under_way), "per_endpoint": _MAX_PER_ENDPOINT, "per_tenant": _MAX_PER_TENANT}
+    nums = {"busy_ids": list(busy.keys()), "busy_nums": list(busy.values())}
     with connection(engine) as conn:
-        return conn.execute(_CLAIM, {"limit": _PAGE, "per_endpoint": _MAX_PER_ENDPOINT, "lease": _LEASE}).all()
+        return conn.execute(_CLAIM, {**limits, **nums, "lease": _LEASE}).all()
 
 
-def _message(row: Row[tuple[object, ...]]) -> Message:
+def _message(row: _Claimed) -> Message:
     key, newest = signing_key(), row.secret_generation
     generations = [newest, newest - 1] if row.has_old_secret else [newest]
     body = payload_of(row.event_id, row.type, row.batch_id, int(row.created_at.timestamp()))
@@ -163,7 +219,7 @@ def _message(row: Row[tuple[object, ...]]) -> Message:
 
 def _note(
     engine: Engine,
-    claimed: Sequence[Row[tuple[object, ...]]],
+    claimed: Sequence[_Claimed],
     answers: Sequence[Answer],
     chance: Callable[[], float],
 ) -> None:
@@ -176,7 +232,7 @@ def _note(
             _note_one(conn, row, answer, _pause_after(row.num_tries, chance))
 
 
-def _note_one(conn: Connection, row: Row[tuple[object, ...]], answer: Answer, pause: timedelta) -> None:
+def _note_one(conn: Connection, row: _Claimed, answer: Answer, pause: timedelta) -> None:
     has_failed_for_long = False
     if answer.is_success:
         conn.execute(_SUCCEEDED, {"id": row.endpoint_id})

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Final
+from typing import Final, Self
 
 import httpx2
 
@@ -21,8 +21,9 @@ from pipeline.webhooks.addresses import ForbiddenUrlError, allowed_address, chec
 
 #: Longest time for one attempt, from the look-up of the host to the status of the answer, in seconds.
 ATTEMPT_SECONDS: Final = 10.0
-#: Look-ups of hosts at once; each may block its thread for longer than an attempt takes.
-_NUM_RESOLVERS: Final = 16
+#: Look-ups of hosts at once, each of which may block its thread for longer than an attempt takes: so many that those of
+#: one tenant keep no other's waiting.
+_NUM_RESOLVERS: Final = 64
 _MAX_ERROR_CHARS: Final = 200
 
 
@@ -51,48 +52,55 @@ class Answer:
         return self.status is not None and 200 <= self.status < 300
 
 
-def send_all(messages: Sequence[Message], settings: Settings, seconds: float = ATTEMPT_SECONDS) -> list[Answer]:
-    """Send all at once; what came of each, in order, after `seconds` at the latest."""
-    return asyncio.run(_send_all(messages, settings, seconds))
+def send(message: Message, settings: Settings, seconds: float = ATTEMPT_SECONDS) -> Answer:
+    """Send one; what came of it after `seconds` at the latest."""
+
+    async def send_it() -> Answer:
+        async with Sender(settings) as sender:
+            return await sender.send(message, seconds)
+
+    return asyncio.run(send_it())
 
 
-async def _send_all(messages: Sequence[Message], settings: Settings, seconds: float) -> list[Answer]:
-    transport = httpx2.AsyncHTTPTransport(
-        verify=ssl.create_default_context(), limits=httpx2.Limits(max_keepalive_connections=0), trust_env=False
-    )
-    # Of its own, since the loop's is waited for at its end, and a look-up may take long.
-    resolvers = ThreadPoolExecutor(_NUM_RESOLVERS, thread_name_prefix="webhook-resolver")
-    try:
-        async with transport:
-            sending = (_send(transport, resolvers, message, settings, seconds) for message in messages)
-            return await asyncio.gather(*sending)
-    finally:
-        resolvers.shutdown(wait=False, cancel_futures=True)
+class Sender:
+    """Sends any number of messages at once. Belongs to an event loop, as a context manager."""
 
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._transport = httpx2.AsyncHTTPTransport(
+            verify=ssl.create_default_context(), limits=httpx2.Limits(max_keepalive_connections=0), trust_env=False
+        )
+        # Of its own, since the loop's is waited for at its end, and a look-up may take long.
+        self._resolvers = ThreadPoolExecutor(_NUM_RESOLVERS, thread_name_prefix="webhook-resolver")
 
-async def _send(
-    transport: httpx2.AsyncHTTPTransport,
-    resolvers: ThreadPoolExecutor,
-    message: Message,
-    settings: Settings,
-    seconds: float,
-) -> Answer:
-    began = time.monotonic()
-    status, error = None, None
-    try:
-        async with asyncio.timeout(seconds):
-            status = await _post(transport, resolvers, message, settings)
-    except TimeoutError:
-        error = f"There was no answer within {seconds:g} s."
-    except ForbiddenUrlError as refused:
-        error = str(refused)
-    except ssl.SSLCertVerificationError as refused:
-        error = f"The certificate is not valid: {refused.verify_message}."
-    except Exception as failure:  # noqa: BLE001 - whatever ails one of them, the others are told
-        error = f"No connection: {_reason(failure)}"
-    if status is not None and not 200 <= status < 300:
-        error = f"The receiver answered with status {status}."
-    return Answer(status, error, round((time.monotonic() - began) * 1000))
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        try:
+            await self._transport.aclose()
+        finally:
+            self._resolvers.shutdown(wait=False, cancel_futures=True)
+
+    async def send(self, message: Message, seconds: float) -> Answer:
+        """What came of one message, after `seconds` at the latest; never raises."""
+        began = time.monotonic()
+        status, error = None, None
+        try:
+            async with asyncio.timeout(seconds):
+                status = await _post(self._transport, self._resolvers, message, self._settings)
+        except TimeoutError:
+            error = f"There was no answer within {seconds:g} s."
+        except ForbiddenUrlError as refused:
+            error = str(refused)
+        except ssl.SSLCertVerificationError as refused:
+            error = f"The certificate is not valid: {refused.verify_message}."
+        except Exception as failure:  # noqa: BLE001 - whatever ails one of them, the others are told
+            error = f"No connection: {_reason(failure)}"
+        if status is not None and not 200 <= status < 300:
+            error = f"The receiver answered with status {status}."
+        return Answer(status, error, round((time.monotonic() - began) * 1000))
 
 
 async def _post(

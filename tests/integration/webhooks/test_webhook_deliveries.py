@@ -18,11 +18,12 @@ from pipeline.jobs.cancelling import cancel_batch, end_cancelled
 from pipeline.jobs.finalizing import finalize
 from pipeline.jobs.preparing import prepare
 from pipeline.signing import signing_key
+from pipeline.tables import BatchStatus
 from pipeline.tables.session import transaction
 from pipeline.tenancy.erasing import erase_tenant
 from pipeline.webhooks import delivering, sending
 from pipeline.webhooks.delivering import deliver_due, send_due
-from pipeline.webhooks.events import EventType
+from pipeline.webhooks.events import EventType, add_event
 from pipeline.webhooks.signatures import secret_of
 
 
@@ -244,6 +245,24 @@ def test_an_endpoint_is_disabled_while_its_failures_are_written_down(bench: Benc
         assert delivering.disable(conn, endpoint_id, "It was disabled by its owner.")
     delivering_it.join()
     assert [row["status"] for row in deliveries(bench)] == ["failed"]
+
+
+def test_an_event_that_was_written_while_its_endpoint_was_disabled_is_never_sent(bench: Bench, hooks: Receiver) -> None:
+    endpoint_id = listen(bench.tenant, hooks.url)
+    batch_id = end(bench)
+    deliver_due()
+    with bench.engine.begin() as ending:
+        add_event(ending, batch_id, BatchStatus.COMPLETED)
+        with bench.engine.begin() as conn:
+            assert delivering.disable(conn, endpoint_id, "It was disabled by its owner.")
+
+    assert deliver_due() == {"delivered": 0, "failed": 0}
+
+    assert [row["status"] for row in deliveries(bench)] == ["delivered", "failed"]
+    bench.execute("UPDATE webhook_endpoints SET disabled_at = NULL")
+    make_due(bench)
+    assert deliver_due() == {"delivered": 0, "failed": 0}
+    assert len(hooks.received) == 1
 
 
 def test_an_erasure_removes_webhooks_and_what_was_sent(bench: Bench, hooks: Receiver) -> None:

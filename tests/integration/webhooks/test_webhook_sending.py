@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
-from seeds import sql
+from running_gateways import wait_for
+from seeds import seed_tenant, sql
 from submitting import Bench
-from webhook_endpoints import deliveries, end, listen, make_due
+from webhook_endpoints import deliveries, end, listen, make_due, tell
 from webhook_receivers import Receiver, receiver
 
 from pipeline.settings import PREFIX, get_settings
-from pipeline.webhooks import sending
+from pipeline.webhooks import delivering, sending
 from pipeline.webhooks.delivering import deliver_due
 
 
@@ -60,7 +61,7 @@ def test_the_address_that_was_judged_is_the_one_that_is_called(
 def test_a_host_that_is_none_is_a_failure_like_any_other(host: str, bench: Bench) -> None:
     """It can't even be encoded for a look-up."""
     message = sending.Message(f"https://{host}/", {}, b"{}")
-    [answer] = sending.send_all([message], get_settings(), 3.0)
+    answer = sending.send(message, get_settings(), 3.0)
     assert answer.status is None
     assert answer.error
 
@@ -86,7 +87,7 @@ def test_certificates_are_checked_by_the_name_and_not_by_the_address(
 def test_a_receiver_that_hangs_keeps_others_waiting_for_a_bounded_time_alone(
     bench: Bench, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending.send_all, "__defaults__", (0.5,))
+    monkeypatch.setattr(delivering, "ATTEMPT_SECONDS", 0.5)
     with receiver() as slow:
         slow.hangs = True
         listen(bench.tenant, slow.url)
@@ -97,6 +98,39 @@ def test_a_receiver_that_hangs_keeps_others_waiting_for_a_bounded_time_alone(
     errors = {row["attempts"][0]["error"] for row in deliveries(bench) if row["status"] == "pending"}
     assert errors == {"There was no answer within 0.5 s."}
     assert len(hooks.received) == 6
+
+
+def test_receivers_that_hang_leave_room_to_those_of_others(
+    bench: Bench, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in (("ATTEMPT_SECONDS", 60), ("_MAX_AT_ONCE", 8), ("_MAX_PER_TENANT", 6)):
+        monkeypatch.setattr(delivering, name, number)
+    with receiver() as slow:
+        slow.hangs = True
+        for _ in range(2):
+            listen(bench.tenant, slow.url)
+        batch_id = end(bench)
+        for _ in range(5):
+            tell(bench, batch_id)
+        other = seed_tenant(bench.engine, "globex")
+        bench.execute("UPDATE batches SET tenant_id = :id, project_id = NULL", id=other.id)
+        listen(other, hooks.url)
+        for _ in range(12):
+            tell(bench, batch_id)
+        delivery = threading.Thread(target=deliver_due)
+        delivery.start()
+        try:
+            # All of these, although the others that were due before are still waited for; and what comes later too.
+            wait_for(lambda: len(hooks.received) == 12, 20)
+            tell(bench, batch_id)
+            wait_for(lambda: len(hooks.received) == 13, 20)
+            assert len(slow.received) == 6  # of 12: at most four to each endpoint, and six of the tenant's
+            wait_for(lambda: [row["status"] for row in deliveries(bench)].count("pending") == 12, 20)
+        finally:
+            slow.hangs = False
+            slow.released.set()
+            delivery.join()
+    assert len(slow.received) == 12
 
 
 def test_no_transaction_is_open_while_a_receiver_is_waited_for(bench: Bench, hooks: Receiver) -> None:
