@@ -6,6 +6,7 @@ A database that is away costs the streams nothing but news: they stay open, and 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
@@ -131,25 +132,32 @@ class ProgressFeed:
             self._speeds.pop(batch_id, None)
 
     async def _look(self) -> None:
-        is_away = False
+        last_error: type[Exception] | None = None
         while self._watched and not self._is_closed:
             await asyncio.sleep(self._look_seconds)
-            watched = list(self._watched)
             try:
-                found, over = await run_in_threadpool(look, watched, list(self._keys))
-            except SQLAlchemyError as error:
-                if not is_away:
-                    log.warning("streams of events have no news", reason=summarize_error(error))
-                is_away = True
-                continue
-            is_away = False
-            self.num_looks += 1
-            self._over = over
-            self._take(found)
-            for batch_id in set(watched) - found.keys():
-                self._found.pop(batch_id, None)  # its stream ends
-            self._news.set()
-            self._news = asyncio.Event()
+                await self._look_once()
+                last_error = None
+            except Exception as error:  # whatever it is: without looks, streams would be silent for ever
+                if type(error) is not last_error:  # said once, not every second
+                    is_expected = isinstance(error, SQLAlchemyError)
+                    log.log(
+                        logging.WARNING if is_expected else logging.ERROR,
+                        "streams of events have no news",
+                        reason=summarize_error(error),
+                        exc_info=None if is_expected else error,
+                    )
+                last_error = type(error)
+
+    async def _look_once(self) -> None:
+        watched = list(self._watched)
+        found, self._over = await run_in_threadpool(look, watched, list(self._keys))
+        self.num_looks += 1
+        self._take(found)
+        for batch_id in set(watched) - found.keys():
+            self._found.pop(batch_id, None)  # its stream ends
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _take(self, found: Mapping[str, BatchProgress]) -> None:
         for batch_id, progress in found.items():

@@ -18,7 +18,7 @@ from seeds import SeededTenant, seed_batch, seed_model, sql
 from sqlalchemy import Engine
 
 from pipeline.embedded import EmbeddedPostgres
-from pipeline.gateway import create_app
+from pipeline.gateway import create_app, progress_feed
 from pipeline.gateway.progress_feed import MAX_STREAMS_PER_KEY, ProgressFeed
 from pipeline.tables.session import get_engine
 
@@ -234,6 +234,22 @@ def test_streams_outlive_the_database(own_postgres: EmbeddedPostgres, redis_url:
             assert news["request_counts"]["completed"] == 2
         acme.client.close()
         acme.http.close()
+
+
+def test_streams_outlive_a_fault_that_nobody_has_thought_of(
+    acme: Tenant, database: Engine, log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = begin(database, acme)
+    with watching(acme, batch_id, timeout=20) as stream:
+        assert stream.next() is not None
+        monkeypatch.setattr(progress_feed, "read_progress", lambda *_: 1 / 0)
+        wait_for(lambda: "streams of events have no news" in log_path.read_text())
+        monkeypatch.undo()
+        change(batch_id, num_succeeded=2)
+        news = stream.next()
+        assert news is not None
+        assert news["request_counts"]["completed"] == 2
+    assert log_path.read_text().count("streams of events have no news") == 1
 
 
 def test_a_gateway_that_is_asked_to_end_does_not_wait_for_streams(
