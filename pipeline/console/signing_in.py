@@ -20,6 +20,8 @@ from pipeline.tenancy.scopes import Scope
 COOKIE: Final = "ryzanstein_console"
 CSRF_FIELD: Final = "csrf_token"
 CSRF_HEADER: Final = "x-csrf-token"
+#: Of what a page fetches while nobody touches it.
+BY_ITSELF_HEADER: Final = "x-by-itself"
 #: Fields that a form of ours has at most.
 _MOST_FIELDS: Final = 64
 
@@ -30,7 +32,7 @@ def _viewer(request: Request) -> Viewer:
     if token is None:
         raise SignedOutError(had_session=False)
     with transaction() as session:
-        viewer = find_viewer(session, token)
+        viewer = find_viewer(session, token, is_in_use=BY_ITSELF_HEADER not in request.headers)
     if viewer is None:
         raise SignedOutError(had_session=True)
     request.state.caller = viewer.principal  # for the log

@@ -73,13 +73,16 @@ def begin_session(session: Session, principal: Principal) -> str:
     return token
 
 
-def find_viewer(session: Session, token: str) -> Viewer | None:
-    """Whose session this is; None for one that is unknown, was ended, or has expired, or whose key has."""
+def find_viewer(session: Session, token: str, *, is_in_use: bool = True) -> Viewer | None:
+    """Whose session this is; None for one that is unknown, was ended, or has expired, or whose key has.
+
+    It is noted that somebody uses it, unless nobody does: a page has only looked what is new.
+    """
     token_hash = _hash(token)
     found = session.execute(_FIND, {"token_hash": token_hash, "idle": IDLE}).one_or_none()
     if found is None or found.is_over:
         return None
-    if found.is_long_unseen:
+    if is_in_use and found.is_long_unseen:
         session.execute(_SEEN, {"token_hash": token_hash})
     return Viewer(
         principal=principal_of(session, found),

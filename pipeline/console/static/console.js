@@ -33,6 +33,11 @@ showZones(document);
   const main = document.getElementById("main");
   const note = document.getElementById("refresh-note");
   let timer = 0;
+  // A page that nobody touches keeps no session alive, however often it looks.
+  let isTouched = false;
+  for (const name of ["pointerdown", "keydown", "wheel"]) {
+    document.addEventListener(name, () => (isTouched = true), { passive: true });
+  }
 
   // What had the focus is gone; what takes its place is known by its id, its link or its form.
   const focusAgain = (element, lost) => {
@@ -64,7 +69,9 @@ showZones(document);
   const look = async () => {
     if (document.hidden) return plan();
     try {
-      const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+      const headers = { accept: "text/html", ...(isTouched ? {} : { "x-by-itself": "1" }) };
+      isTouched = false;
+      const answer = await fetch(location.href, { headers });
       if (answer.redirected && new URL(answer.url).pathname !== location.pathname) {
         note.textContent = "This page is no longer live. Load it again.";
         return;

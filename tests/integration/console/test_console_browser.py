@@ -11,7 +11,7 @@ import pytest
 from browsers import browser, check_accessible, drop_file, no_complaints, open_page
 from playwright.sync_api import Page, expect
 from running_gateways import Tenant
-from seeds import SeededTenant, seed_model
+from seeds import SeededTenant, seed_model, sql
 from sqlalchemy import Engine
 from submitting import Bench, request_line, request_lines
 from tokenizer_folders import byte_level
@@ -89,6 +89,26 @@ def person_pauses(tenant: Tenant, batch_id: str) -> str:
     """Elsewhere, by the API."""
     answer = tenant.http.post(f"/v1/batches/{batch_id}/pause")
     return str(answer.json()["pause_reason"])
+
+
+def test_a_live_page_keeps_its_session_alive_only_while_it_is_touched(
+    page: Page, address: str, acme: Tenant, bench: Bench, database: Engine
+) -> None:
+    batch_id = bench.run(1)
+    page.goto(f"{address}/console/batches/{batch_id}")
+    sql(database, "UPDATE console_sessions SET last_seen_at = now() - interval '1 hour'")
+    is_noted = "SELECT last_seen_at > now() - interval '1 minute' FROM console_sessions"
+
+    def look() -> None:
+        with page.expect_response(lambda answer: answer.url.endswith(batch_id) and answer.ok):
+            pass
+
+    look()
+    assert sql(database, is_noted) == [(False,)]
+    page.keyboard.press("Shift")
+    look()
+    look()  # the first may have been on its way
+    assert sql(database, is_noted) == [(True,)]
 
 
 def test_errors_are_shown_on_their_lines_and_a_large_file_is_refused(page: Page, address: str) -> None:

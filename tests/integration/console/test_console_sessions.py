@@ -12,7 +12,7 @@ from running_gateways import Tenant, serve
 from seeds import sql
 from sqlalchemy import Engine, text
 
-from pipeline.console.signing_in import COOKIE
+from pipeline.console.signing_in import BY_ITSELF_HEADER, COOKIE
 from pipeline.gateway import create_app
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import authenticate, revoke_key
@@ -120,8 +120,11 @@ def test_a_session_that_is_used_is_noted_and_old_ones_are_removed(
 ) -> None:
     person = enter(acme)
     sql(database, "UPDATE console_sessions SET last_seen_at = now() - interval '1 hour'")
+    is_noted = "SELECT last_seen_at > now() - interval '1 minute' FROM console_sessions"
+    assert person.get("/console/batches", headers={BY_ITSELF_HEADER: "1"}).status_code == 200
+    assert sql(database, is_noted) == [(False,)], "a page that looks by itself is nobody's use"
     person.page("/console/batches")
-    assert sql(database, "SELECT last_seen_at > now() - interval '1 minute' FROM console_sessions") == [(True,)]
+    assert sql(database, is_noted) == [(True,)]
     sql(database, "UPDATE console_sessions SET expires_at = now()")
     enter(acme)
     assert sql(database, "SELECT count(*) FROM console_sessions") == [(1,)]
