@@ -20,7 +20,7 @@ from pipeline.jobs.retrying import BatchNotRetryableError, RetriedInput, find_re
 from pipeline.schemas.batches import BatchObject, BatchPause
 from pipeline.tables import Batch
 from pipeline.tables.session import transaction
-from pipeline.tenancy.keys import check_still_valid
+from pipeline.tenancy.keys import Principal, check_still_valid
 from pipeline.tenancy.queue_limits import admit_batch
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -40,7 +40,7 @@ def request_pause(
     def pause(session: Session) -> Batch:
         return pause_batch(session, batch_id, caller.tenant_id, project_id=caller.project_id, note=note)
 
-    return _act(batch_id, call, pause)
+    return _act(caller, batch_id, call, pause)
 
 
 @router.post("/{batch_id}/resume", operation_id="resume_batch")
@@ -51,7 +51,7 @@ def request_resume(caller: BatchesWriter, batch_id: str, idempotency_key: Idempo
     def resume(session: Session) -> Batch:
         return resume_batch(session, batch_id, caller.tenant_id, project_id=caller.project_id)
 
-    return _act(batch_id, call, resume)
+    return _act(caller, batch_id, call, resume)
 
 
 @router.post("/{batch_id}/retry", operation_id="retry_batch")
@@ -74,7 +74,7 @@ def request_retry(
 
     def retry(session: Session) -> Batch:
         admit_batch(session, caller.tenant_id)
-        batch = retry_batch(
+        return retry_batch(
             session,
             batch_id,
             caller.tenant_id,
@@ -82,28 +82,33 @@ def request_retry(
             project_id=caller.project_id,
             api_key_id=caller.api_key_id,
         )
-        check_still_valid(session, caller)
-        return batch
 
     try:
         with _explained(batch_id):
             retried.copy()
         count_submission(request, caller, retried.num_bytes)
-        return _act(batch_id, call, retry, retried.mark_recorded)
+        return _act(caller, batch_id, call, retry, retried.mark_recorded)
     finally:
         retried.discard_unless_recorded()
 
 
 def _act(
+    caller: Principal,
     batch_id: str,
     call: KeyedCall | None,
     act: Callable[[Session], Batch],
     before_commit: Callable[[], None] = lambda: None,
 ) -> BatchObject:
     """The batch that `act` gives, in one transaction with its answer."""
+
+    def make() -> BatchObject:
+        batch = act(session)
+        check_still_valid(session, caller)
+        return BatchObject.of(batch)
+
     with _explained(batch_id):
         with transaction() as session:
-            answer = answer_once(session, call, lambda: BatchObject.of(act(session)), BatchObject)
+            answer = answer_once(session, call, make, BatchObject)
             before_commit()
         outbox.publish_soon()
         return answer

@@ -30,7 +30,7 @@ from pipeline.settings import get_settings
 from pipeline.signing import signing_key
 from pipeline.tables import Batch, BatchError, BatchStatus, OnInvalid, ServiceClass
 from pipeline.tables.session import transaction
-from pipeline.tenancy.keys import Principal
+from pipeline.tenancy.keys import Principal, check_still_valid
 from pipeline.tenancy.queue_limits import admit_batch
 from pipeline.tenancy.scopes import is_in_project
 
@@ -103,6 +103,7 @@ def create_batch(
             max_cost=body.max_cost,
             batch_id=batch_id,
         )
+        check_still_valid(session, caller)
     outbox.publish_soon()
     return BatchObject.of(batch)
 
@@ -157,7 +158,9 @@ def request_cancel(caller: BatchesWriter, batch_id: str, idempotency_key: Idempo
     call = keyed_call(caller, "cancel_batch", idempotency_key, {"batch_id": batch_id})
 
     def cancel() -> BatchObject:
-        return BatchObject.of(cancel_batch(session, batch_id, caller.tenant_id, project_id=caller.project_id))
+        batch = cancel_batch(session, batch_id, caller.tenant_id, project_id=caller.project_id)
+        check_still_valid(session, caller)
+        return BatchObject.of(batch)
 
     try:
         with transaction() as session:

@@ -21,7 +21,7 @@ from pipeline.schemas.batches import BatchCreate
 from pipeline.schemas.quotes import QuoteCreate, QuoteObject
 from pipeline.tables import OnInvalid, Quote, QuoteStatus, ServiceClass
 from pipeline.tables.session import transaction
-from pipeline.tenancy.keys import Principal
+from pipeline.tenancy.keys import Principal, check_still_valid
 
 router = APIRouter(prefix="/v1/batches/quote", tags=["quotes"])
 
@@ -53,18 +53,18 @@ def _request(caller: Principal, body: QuoteCreate, idempotency_key: str | None) 
     call = keyed_call(caller, "create_quote", idempotency_key, body.model_dump(mode="json", exclude_none=True))
 
     def request() -> QuoteObject:
-        return QuoteObject.of(
-            request_quote(
-                session,
-                tenant_id=caller.tenant_id,
-                api_key_id=caller.api_key_id,
-                project_id=caller.project_id,
-                input_file=batch_input_file(session, caller, body.input_file_id),
-                endpoint=body.endpoint,
-                on_invalid=body.on_invalid,
-                service_class=body.service_class,
-            )
+        requested = request_quote(
+            session,
+            tenant_id=caller.tenant_id,
+            api_key_id=caller.api_key_id,
+            project_id=caller.project_id,
+            input_file=batch_input_file(session, caller, body.input_file_id),
+            endpoint=body.endpoint,
+            on_invalid=body.on_invalid,
+            service_class=body.service_class,
         )
+        check_still_valid(session, caller)
+        return QuoteObject.of(requested)
 
     with transaction() as session:
         quote = answer_once(session, call, request, QuoteObject)

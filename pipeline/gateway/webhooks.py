@@ -114,17 +114,17 @@ def update_webhook_endpoint(
     call = keyed_call(caller, "update_webhook_endpoint", idempotency_key, content)
 
     def change() -> WebhookEndpointObject:
-        return WebhookEndpointObject.of(
-            endpoints.update_endpoint(
-                session,
-                caller,
-                webhook_endpoint_id,
-                name=wanted.name,
-                url=wanted.url,
-                event_types=wanted.event_types,
-                is_disabled=wanted.disabled,
-            )
+        changed = endpoints.update_endpoint(
+            session,
+            caller,
+            webhook_endpoint_id,
+            name=wanted.name,
+            url=wanted.url,
+            event_types=wanted.event_types,
+            is_disabled=wanted.disabled,
         )
+        check_still_valid(session, caller)
+        return WebhookEndpointObject.of(changed)
 
     with _explained(webhook_endpoint_id), transaction() as session:
         return answer_once(session, call, change, WebhookEndpointObject)
@@ -143,7 +143,9 @@ def rotate_webhook_secret(
     call = keyed_call(caller, "rotate_webhook_secret", idempotency_key, content)
 
     def rotate() -> WebhookEndpointMade:
-        return _made(endpoints.rotate_secret(session, caller, webhook_endpoint_id, keeps_old=keeps_old))
+        rotated = endpoints.rotate_secret(session, caller, webhook_endpoint_id, keeps_old=keeps_old)
+        check_still_valid(session, caller)
+        return _made(rotated)
 
     with _explained(webhook_endpoint_id), transaction() as session:
         return _with_secret(answer_once(session, call, rotate, WebhookEndpointMade))
@@ -207,7 +209,9 @@ def resend_webhook_delivery(
     call = keyed_call(caller, "resend_webhook_delivery", idempotency_key, content)
 
     def resend() -> WebhookDeliveryObject:
-        return WebhookDeliveryObject.of(*endpoints.resend(session, caller, webhook_endpoint_id, delivery_id))
+        again = endpoints.resend(session, caller, webhook_endpoint_id, delivery_id)
+        check_still_valid(session, caller)
+        return WebhookDeliveryObject.of(*again)
 
     with _explained(webhook_endpoint_id, delivery_id), transaction() as session:
         delivery = answer_once(session, call, resend, WebhookDeliveryObject)
