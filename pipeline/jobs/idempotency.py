@@ -29,6 +29,9 @@ Answer = TypeVar("Answer", bound=BaseModel)
 #: Keys are forgotten after so long; nobody tries a submission again for days.
 KEPT: Final = timedelta(days=7)
 
+#: How often a key that is gone again whenever it is looked at is claimed.
+_MAX_CLAIMS: Final = 3
+
 
 class IdempotencyKeyReusedError(PipelineError):
     """The key stands for another submission."""
@@ -93,14 +96,21 @@ def claim_key(
     """The batch that this key stands for: `batch_id` where the key is new, else the one that was made first.
 
     Waits for whoever is just claiming the same key, and is new again if that one rolls back. Raises
-    IdempotencyKeyReusedError where the content is not that of the first submission.
+    IdempotencyKeyReusedError where the content is not that of the first submission, CallInProgressError.
     """
     fingerprint = _fingerprint(content)
     name = {"tenant_id": tenant_id, "project_id": project_id or "", "key": key}
     row = {**name, "fingerprint": fingerprint, "batch_id": batch_id}
-    if session.scalar(insert(IdempotencyKey).values(row).on_conflict_do_nothing().returning(IdempotencyKey.batch_id)):
-        return batch_id
-    first = session.get_one(IdempotencyKey, name)
+    claim = insert(IdempotencyKey).values(row).on_conflict_do_nothing().returning(IdempotencyKey.batch_id)
+    first = None
+    for _ in range(_MAX_CLAIMS):
+        if session.scalar(claim):
+            return batch_id
+        if (first := session.get(IdempotencyKey, name)) is not None:
+            break
+        # Between the two it was forgotten, as too old: it is new again.
+    if first is None:
+        raise CallInProgressError
     if first.fingerprint != fingerprint:
         raise IdempotencyKeyReusedError(
             f"The Idempotency-Key was used for another submission, which made the batch {first.batch_id}. "

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +11,7 @@ import openai
 import pytest
 from running_gateways import Tenant, error_of, wait_for
 from seeds import sql
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from pipeline.jobs import idempotency
 from pipeline.jobs.sweeping import sweep
@@ -95,6 +95,41 @@ def test_old_keys_are_forgotten(acme: Tenant, file_id: str, database: Engine, re
     sql(database, "UPDATE idempotency_keys SET created_at = now() - :age", age=idempotency.KEPT + timedelta(hours=1))
     sweep(database)
     assert submit(acme, file_id, "a") != first
+
+
+@pytest.mark.parametrize(("num_others", "status"), [(1, 200), (9, 409)])
+def test_a_key_that_is_gone_when_it_is_looked_up_is_claimed_again(
+    num_others: int, status: int, acme: Tenant, file_id: str, database: Engine
+) -> None:
+    """As when it is forgotten at this moment; that others claim it again and again is what nobody sees."""
+    submit(acme, file_id, "a")
+    sql(database, "CREATE TABLE others AS SELECT * FROM idempotency_keys")
+    claims: list[str] = []
+
+    def is_claim(arguments: Sequence[Any]) -> bool:
+        return str(arguments[2]).startswith("INSERT INTO idempotency_keys (")
+
+    def be_first(*arguments: Any) -> None:
+        if is_claim(arguments) and len(claims) < num_others:
+            sql(database, "INSERT INTO idempotency_keys SELECT * FROM others ON CONFLICT DO NOTHING")
+
+    def be_gone(*arguments: Any) -> None:
+        if is_claim(arguments):
+            claims.append(arguments[2])
+            sql(database, "DELETE FROM idempotency_keys")
+
+    event.listen(database, "before_cursor_execute", be_first)
+    event.listen(database, "after_cursor_execute", be_gone)
+    try:
+        body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        response = acme.http.post("/v1/batches", json=body, headers={"Idempotency-Key": "a"})
+    finally:
+        event.remove(database, "before_cursor_execute", be_first)
+        event.remove(database, "after_cursor_execute", be_gone)
+        sql(database, "DROP TABLE others")
+    assert response.status_code == status
+    if status == 409:
+        assert error_of(response)["code"] == "idempotency_key_in_use"
 
 
 def upload(tenant: Tenant, content: bytes = b"{}\n", *, key: str | None = "a", name: str = "in.jsonl") -> str:
