@@ -11,7 +11,15 @@ import structlog
 from sqlalchemy import Engine as Database
 
 from pipeline.jobs import outbox
-from pipeline.jobs.claiming import ClaimedSlice, claim_slice, expire_leases, load_requests, return_slice
+from pipeline.jobs.claiming import (
+    ClaimedSlice,
+    PlannedRequest,
+    claim_slice,
+    expire_leases,
+    is_committed,
+    load_requests,
+    return_slice,
+)
 from pipeline.jobs.waste import WastePart
 from pipeline.settings import Settings
 from pipeline.tables.fleet import GroupState
@@ -204,21 +212,12 @@ class Group:
 
     def _claim(self, ticket: Ticket | None = None) -> HeldSlice | None:
         """Claim a slice for a reservation, which is used up or released."""
-        claimed, requests, claim_ns = None, [], time.time_ns()
+        claim_ns = time.time_ns()
         try:
-            if self._engine.health().state is EngineState.READY:
-                with self._database.begin() as conn:
-                    claimed = claim_slice(
-                        conn,
-                        model=self.identity.model,
-                        group_id=self.identity.id,
-                        lease_seconds=self._settings.lease_seconds,
-                        last_slice=self._last_slice,
-                    )
-                    requests = load_requests(conn, claimed) if claimed else []
+            claimed, requests = self._claim_in_sql() if self._engine.health().state is EngineState.READY else (None, [])
         except TRANSIENT as error:
             log.warning("the database is away; nothing is claimed", reason=summarize_error(error))
-            claimed = None
+            claimed, requests = None, []
         except BaseException:
             self._held_slices.release()
             raise
@@ -237,6 +236,32 @@ class Group:
             self._counters.attempt_ended(AttemptEnd.RETURNED)
             self._return(claimed, ())
         return held
+
+    def _claim_in_sql(self) -> tuple[ClaimedSlice | None, list[PlannedRequest]]:
+        """A slice and its requests. A commit whose answer was lost is settled: nobody else knows of such a claim."""
+        claimed: ClaimedSlice | None = None
+        requests: list[PlannedRequest] = []
+        try:
+            with self._database.begin() as conn:
+                claimed = claim_slice(
+                    conn,
+                    model=self.identity.model,
+                    group_id=self.identity.id,
+                    lease_seconds=self._settings.lease_seconds,
+                    last_slice=self._last_slice,
+                )
+                requests = load_requests(conn, claimed) if claimed else []
+        except TRANSIENT:
+            if (lost := claimed) is None:
+                raise
+
+            def settle() -> bool:
+                with self._database.begin() as conn:
+                    return is_committed(conn, lost)
+
+            if not until_done(settle, what="settling a claim", give_up=self._is_draining):
+                raise
+        return claimed, requests
 
     # --- giving back
 

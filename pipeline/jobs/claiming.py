@@ -41,6 +41,8 @@ class ClaimedSlice:
     has_receipts: bool = False
     #: W3C `traceparent` of the call that made the batch; None where traces are off.
     trace_context: str | None = None
+    #: PostgreSQL's id of the transaction of the claim: see `is_committed`.
+    transaction_id: int = 0
 
     @property
     def ids(self) -> dict[str, Any]:
@@ -100,8 +102,20 @@ _CLAIM: Final = text(f"""
         INSERT INTO attempts (slice_id, lease_epoch, batch_id, group_id)
         SELECT id, lease_epoch, batch_id, :group_id FROM claimed
     ), {TAKE_TURN}
-    SELECT claimed.*, b.has_receipts, b.trace_context FROM claimed JOIN batches b ON b.id = claimed.batch_id
+    SELECT claimed.*, b.has_receipts, b.trace_context,
+           CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS transaction_id
+    FROM claimed JOIN batches b ON b.id = claimed.batch_id
 """)  # noqa: S608 - constants
+
+# A claim that was rolled back may have been made again by the same group, with the same epoch: only the transaction
+# that wrote the attempt tells them apart.
+_IS_COMMITTED: Final = text("""
+    SELECT EXISTS (
+        SELECT FROM slices s JOIN attempts a ON a.slice_id = s.id AND a.lease_epoch = s.lease_epoch
+        WHERE s.id = :id AND s.lease_epoch = :epoch AND s.group_id = :group_id AND s.status = 'claimed'
+          AND a.xmin = CAST(CAST(CAST(:transaction_id AS text) AS xid8) AS xid)
+    )
+""")
 
 _REQUESTS: Final = text("""
     SELECT id, custom_id, prompt_token_ids, params::text, num_crash_exposures FROM requests
@@ -171,10 +185,22 @@ def claim_slice(
             endpoint=row.endpoint,
             has_receipts=row.has_receipts,
             trace_context=row.trace_context,
+            transaction_id=row.transaction_id,
         )
         if hold_or_pause(conn, claimed):
             return claimed
     return None
+
+
+def is_committed(conn: Connection, claimed: ClaimedSlice) -> bool:
+    """Whether a claim whose commit was not answered was committed, and its slice is the group's still.
+
+    To be asked before anything is written for it, in another transaction.
+    """
+    # A statement of its own: it waits for a commit that is still under way, and the next one sees that.
+    conn.execute(text("SELECT FROM slices WHERE id = :id FOR NO KEY UPDATE"), {"id": claimed.id})
+    params = {"id": claimed.id, "epoch": claimed.lease_epoch, "group_id": claimed.group_id}
+    return bool(conn.scalar(_IS_COMMITTED, {**params, "transaction_id": claimed.transaction_id}))
 
 
 def load_requests(conn: Connection, claimed: ClaimedSlice) -> list[PlannedRequest]:

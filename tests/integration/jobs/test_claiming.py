@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ from pipeline.jobs.claiming import (
     claim_slice,
     count_crash_exposures,
     expire_leases,
+    is_committed,
     load_requests,
     renew_leases,
     return_slice,
@@ -54,6 +56,43 @@ def test_a_claim_is_an_attempt_with_a_lease_by_the_database_clock(database: Engi
     attempts = 'SELECT slice_id, lease_epoch, group_id, batch_id, "end" FROM attempts'
     assert sql(database, attempts) == [(claimed.id, 1, GROUP, batch_id, None)]
     assert claim(database) is None
+
+
+def test_a_claim_that_was_rolled_back_is_told_from_the_next_one_with_the_same_epoch(
+    database: Engine, tenant: SeededTenant
+) -> None:
+    seed_batch(database, tenant, [2])
+    with database.connect() as conn, conn.begin() as undone:
+        first = claim_slice(conn, model=MODEL, group_id=GROUP, lease_seconds=30)
+        undone.rollback()
+    assert first is not None
+    with database.begin() as conn:
+        assert not is_committed(conn, first)
+    second = claim_one(database)
+    assert (second.id, second.lease_epoch) == (first.id, first.lease_epoch)
+    with database.begin() as conn:
+        assert is_committed(conn, second)
+        assert not is_committed(conn, first)
+    sql(database, "UPDATE slices SET status = 'pending'")  # its lease ran out
+    with database.begin() as conn:
+        assert not is_committed(conn, second)
+
+
+def test_whether_a_claim_was_committed_is_known_when_its_commit_is_over(database: Engine, tenant: SeededTenant) -> None:
+    seed_batch(database, tenant, [2])
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as conn:
+            claimed = claim_slice(conn, model=MODEL, group_id=GROUP, lease_seconds=30)
+            assert claimed is not None
+
+            def ask() -> bool:
+                with database.begin() as other:
+                    return is_committed(other, claimed)
+
+            answer = pool.submit(ask)
+            while not sql(database, "SELECT FROM pg_locks WHERE NOT granted"):
+                assert not answer.done()
+        assert answer.result()
 
 
 def test_requests_are_loaded_in_planned_order_without_those_that_have_an_outcome(

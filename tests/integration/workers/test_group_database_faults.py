@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,23 @@ def test_a_commit_of_unknown_fate_is_neither_lost_nor_doubled(postgres: Embedded
         proxy.close()
     check_books(own_database, 10)
     assert sql(own_database, "SELECT count(*) FROM outbox WHERE task = 'control.finalize'") <= [(1,)]
+
+
+def test_a_claim_whose_answer_was_lost_is_found_again(postgres: EmbeddedPostgres, own_database: Engine) -> None:
+    proxy = FlakyProxy(postgres.port)
+    through_proxy = make_engine(postgres.url.replace(f":{postgres.port}/", f":{proxy.port}/"))
+    engine = ScriptedEngine()
+    # Nothing but a ticket has a slice claimed, and nothing but time would end its lease.
+    settings = make_settings(lease_seconds=3600.0, sweep_seconds=3600.0)
+    try:
+        with running_group(through_proxy, engine, settings) as group, ThreadPoolExecutor(1) as tickets:
+            wait_for(lambda: sql(own_database, "SELECT state FROM groups") == [("ready",)])
+            seed_batch(own_database, seed_tenant(own_database), [5])
+            proxy.lose_next_commit()
+            assert tickets.submit(group.run_ticket).result(30)["succeeded"] == 5
+            assert proxy.num_lost == 1
+    finally:
+        through_proxy.dispose()
+        proxy.close()
+    check_books(own_database, 5)
+    assert sql(own_database, 'SELECT lease_epoch, "end" FROM attempts') == [(1, "finished")]
