@@ -61,6 +61,16 @@ _ALERT: Final = text(f"""
     WHERE u.budget_id = due.budget_id AND u.period_start = due.period_start AND g.id = u.budget_id
     RETURNING g.id, g.tenant_id, due.percent, u.spent, g.amount, g.currency
 """)  # noqa: S608 - a constant
+_LOCK_HELD_SLICES: Final = text("""
+    SELECT id FROM slices WHERE id IN (SELECT slice_id FROM holds WHERE budget_id = :budget_id)
+    ORDER BY id FOR NO KEY UPDATE
+""")
+_HELD_SLICES: Final = text("SELECT slice_id FROM holds WHERE budget_id = :budget_id")
+_LOCK_PERIODS: Final = text("""
+    SELECT FROM budget_uses WHERE budget_id = :budget_id ORDER BY period_start FOR UPDATE
+""")
+#: How often what goes with a budget that is removed is looked for.
+_MAX_LOOKS: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +231,7 @@ def remove_budget(session: Session, budget_id: str, *, actor: str | None = None)
     budget = session.get(Budget, budget_id)
     if budget is None or budget.batch_id is not None:
         raise UserError(f"There is no budget {budget_id!r}. `ryzanstein budgets list` shows those that there are.")
-    lock_budgets(session, budget.tenant_id)
+    _lock_what_goes_with(session, budget)
     session.delete(budget)
     session.flush()
     _log(session, "budget.remove", budget_id, budget.amount, budget.currency, budget.is_hard, actor)
@@ -260,6 +270,24 @@ def alert_budgets(engine: Engine) -> int:
 
 def _prepaid(tenant_id: str, currency: str) -> Update:
     return update(Budget).where(Budget.tenant_id == tenant_id, Budget.currency == currency, Budget.is_prepaid)
+
+
+def _lock_what_goes_with(session: Session, budget: Budget) -> None:
+    """In the order of everybody else: slices, what is held for them, the budget's periods, and the budget last.
+
+    Raises UserError where claims under it come faster than they can be locked.
+    """
+    conn, of_budget = session.connection(), {"budget_id": budget.id}
+    for _ in range(_MAX_LOOKS):
+        with conn.begin_nested() as look:
+            locked = set(conn.scalars(_LOCK_HELD_SLICES, of_budget))
+            lock_budgets(session, budget.tenant_id)
+            conn.execute(_LOCK_PERIODS, of_budget)
+            # From here on no claim can hold anything under it; one that did in between must not be waited for.
+            if set(conn.scalars(_HELD_SLICES, of_budget)) <= locked:
+                return
+            look.rollback()
+    raise UserError(f"Slices are being claimed under the budget {budget.id!r} at this moment. Try again.")
 
 
 def _states(session: Session, budgets: Sequence[Budget]) -> list[BudgetState]:

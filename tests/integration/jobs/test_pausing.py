@@ -2,22 +2,24 @@ from __future__ import annotations
 
 import random
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from seeds import MODEL, sql
 from sqlalchemy import Engine
 from submitting import Bench, request_line
 
+from pipeline.billing import holds
 from pipeline.billing.budgets import Scope, alert_budgets, list_budgets, make_prepaid, remove_budget, set_budget
 from pipeline.billing.credits import grant_credit
 from pipeline.billing.rate_cards import add_rate_card
 from pipeline.celery import GENERATE
 from pipeline.jobs import sweeping
 from pipeline.jobs.audit import audit
-from pipeline.jobs.claiming import claim_slice, load_requests, return_slice
+from pipeline.jobs.claiming import ClaimedSlice, claim_slice, load_requests, return_slice
 from pipeline.jobs.pausing import resume_paused
 from pipeline.jobs.preparing import prepare
 from pipeline.settings import PREFIX, get_settings
@@ -279,6 +281,53 @@ def test_batches_go_on_when_their_budget_is_removed(bench: Bench) -> None:
 
     assert resume_paused(bench.engine) == 1
     assert bench.claim().batch_id == batch_id
+
+
+def test_a_budget_is_removed_beside_a_claim_that_is_about_to_hold(bench: Bench) -> None:
+    budget_id = budget(bench, Decimal(1))
+    batch_id = run(bench, 1)
+    bench.claim()
+    [(slice_id, card_id)] = sql(bench.engine, "DELETE FROM holds RETURNING slice_id, rate_card_id")
+    with ThreadPoolExecutor(1) as pool:
+        with bench.engine.begin() as conn:
+            uses = holds.lock_uses(conn, batch_id, "USD")
+            removing = pool.submit(remove, bench, budget_id)
+            wait_for_a_lock(bench, removing)
+            conn.exec_driver_sql("SET LOCAL lock_timeout = '200ms'")  # less than what ends a deadlock
+            holds.take(conn, slice_id, uses, Decimal("0.1"), card_id)
+        removing.result()
+    assert sql(bench.engine, "SELECT (SELECT count(*) FROM holds), (SELECT count(*) FROM budget_uses)") == [(0, 0)]
+
+
+def test_a_budget_is_removed_beside_a_slice_that_is_given_back(bench: Bench) -> None:
+    budget_id = budget(bench, Decimal(1))
+    batch_id = run(bench, 1)
+    claimed = bench.claim()
+    with ThreadPoolExecutor(2) as pool:
+        with bench.engine.begin() as conn:
+            holds.lock_uses(conn, batch_id, "USD")
+            removing = pool.submit(remove, bench, budget_id)
+            wait_for_a_lock(bench, removing)
+            returning = pool.submit(give_back, bench, claimed)
+            wait_for_a_lock(bench, returning, 2)
+        assert returning.result()
+        removing.result()
+    assert sql(bench.engine, "SELECT status FROM slices") == [("pending",)]
+
+
+def remove(bench: Bench, budget_id: str) -> None:
+    with transaction(bench.engine) as session:
+        remove_budget(session, budget_id)
+
+
+def give_back(bench: Bench, claimed: ClaimedSlice) -> bool:
+    with bench.engine.begin() as conn:
+        return return_slice(conn, claimed)
+
+
+def wait_for_a_lock(bench: Bench, waiting: Future[Any], number: int = 1) -> None:
+    while len(sql(bench.engine, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'")) < number:
+        assert not waiting.done()
 
 
 def test_what_a_slice_costs_counts_in_the_month_of_its_claim(bench: Bench) -> None:
