@@ -1,4 +1,4 @@
-"""What a claim costs with many slices and tenants waiting: python -m benchmarks.claims [--slices 10000].
+"""What a claim costs with many slices and tenants waiting: python -m benchmarks.claims [--slices 10000] [--paused 0].
 
 A transaction with nothing but the claim, without waiting for a disk. Prints medians; writes nothing.
 """
@@ -28,23 +28,30 @@ _NUM_AT_WORK = 24
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=10_000)
-    num_slices = parser.parse_args().slices
+    parser.add_argument("--paused", type=int, default=0, help="slices of a paused batch, before those of a tenant")
+    options = parser.parse_args()
+    num_slices, num_paused = options.slices, options.paused
     with databases() as make:
         for num_tenants in _TENANTS:
             database = make()
-            _fill(database, num_tenants, num_slices)
+            _fill(database, num_tenants, num_slices, num_paused)
             times = [1_000 * seconds for seconds in _time_claims(database)]
             p95 = statistics.quantiles(times, n=20)[-1]
             Console().print(
-                f"{num_slices:,} slices of {num_tenants} tenants: median {statistics.median(times):.2f} ms, "
-                f"95 of 100 below {p95:.2f} ms"
+                f"{num_slices:,} slices of {num_tenants} tenants, {num_paused:,} paused: "
+                f"median {statistics.median(times):.2f} ms, 95 of 100 below {p95:.2f} ms"
             )
 
 
-def _fill(database: Engine, num_tenants: int, num_slices: int) -> None:
+def _fill(database: Engine, num_tenants: int, num_slices: int, num_paused: int) -> None:
     with Session(database) as session, session.begin():
         add_model(session, _NUM_GROUPS)
         tenants = [add_tenant(session, f"tenant-{number}") for number in range(num_tenants)]
+    if num_paused:
+        with database.begin() as conn:
+            batch_id = add_batch(conn, tenants[0], sizes=[1] * num_paused, num_prompt_tokens=8, max_tokens=8)
+            pause = "UPDATE batches SET pause_reason = 'client', paused_at = now() WHERE id = :id"
+            conn.execute(text(pause), {"id": batch_id})
     for tenant in tenants:
         with database.begin() as conn:
             add_batch(conn, tenant, sizes=[1] * (num_slices // num_tenants), num_prompt_tokens=8, max_tokens=8)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.jobs.fairness import AT_WORK, COUNTER, HEADS, IS_WORKED_ON
+from pipeline.jobs.fairness import AT_WORK, COUNTER, HEADS, IS_WORKED_ON, ITS_BATCH_IS_WORKED_ON
 from pipeline.settings import Settings
 from pipeline.tables.batches import ServiceClass
 
@@ -53,30 +53,58 @@ _QUEUE: Final = f"""
     )
 """  # noqa: S608 - constants
 
+#: Of a slice `s`: whether it waits in the queue `q`.
+_WAITS: Final = """
+    s.model = :model AND s.status = 'pending' AND s.service_class = q.service_class AND s.tenant_id = q.tenant_id
+"""
+
+# The deadlines in a queue `q` that have a slice to work on. The slices of a batch have one deadline: of a batch that is
+# paused, however many they are, one is looked at, and the next deadline is found by the index.
+_DEADLINES: Final = f"""
+    WITH RECURSIVE deadlines (deadline, batch_id) AS (
+        (SELECT s.deadline, s.batch_id FROM slices s WHERE {_WAITS} ORDER BY s.deadline, s.id LIMIT 1)
+        UNION ALL
+        SELECT following.* FROM deadlines d CROSS JOIN LATERAL (
+            SELECT s.deadline, s.batch_id FROM slices s WHERE {_WAITS} AND s.deadline > d.deadline
+            ORDER BY s.deadline, s.id LIMIT 1
+        ) following
+    )
+    SELECT d.deadline FROM deadlines d
+    WHERE (SELECT {IS_WORKED_ON} FROM batches b WHERE b.id = d.batch_id) OR d.batch_id <> (
+        SELECT s.batch_id FROM slices s WHERE {_WAITS} AND s.deadline = d.deadline ORDER BY s.id DESC LIMIT 1
+    )
+"""  # noqa: S608 - constants
+
 #: Tables for `WITH RECURSIVE`, the last of which, `best`, is the slice to claim, locked, or has no row.
+# By its batch and position a slice is found at once; one condition in all keeps PostgreSQL from looking through the
+# queue for it. The last of the three is for what the second passes over, where nothing else is left: slices that are
+# between those of a paused batch, with the very same deadline.
 BEST: Final = f"""
-    {_QUEUE}, best AS (
-        SELECT slice.id, slice.service_class, slice.api_key_id, slice.endpoint
-        FROM queue q CROSS JOIN LATERAL (
+    {_QUEUE}, chosen AS (
+        SELECT slice.* FROM queue q CROSS JOIN LATERAL (
             SELECT * FROM (
-                SELECT s.id, s.service_class, b.api_key_id, b.endpoint
-                FROM slices s JOIN batches b ON b.id = s.batch_id
-                WHERE s.batch_id = :last_batch_id AND s.position = :next_position AND s.model = :model
-                  AND s.status = 'pending' AND s.service_class = q.service_class AND s.tenant_id = q.tenant_id
-                  AND s.deadline <= q.deadline AND {IS_WORKED_ON}
+                SELECT s.id, s.service_class, s.batch_id FROM slices s
+                WHERE s.batch_id = :last_batch_id AND s.position = :next_position
+                  AND ({_WAITS} AND s.deadline <= q.deadline) IS TRUE AND {ITS_BATCH_IS_WORKED_ON}
                 FOR NO KEY UPDATE OF s SKIP LOCKED
             ) next_there
             UNION ALL
-            SELECT * FROM (
-                SELECT s.id, s.service_class, b.api_key_id, b.endpoint
-                FROM slices s JOIN batches b ON b.id = s.batch_id
-                WHERE s.model = :model AND s.status = 'pending' AND s.service_class = q.service_class
-                  AND s.tenant_id = q.tenant_id AND {IS_WORKED_ON}
-                ORDER BY s.deadline, s.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
+            SELECT nearest.* FROM ({_DEADLINES}) d CROSS JOIN LATERAL (
+                SELECT s.id, s.service_class, s.batch_id FROM slices s
+                WHERE {_WAITS} AND s.deadline = d.deadline AND {ITS_BATCH_IS_WORKED_ON}
+                ORDER BY s.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
             ) nearest
             LIMIT 1
         ) slice
+        UNION ALL
+        SELECT slice.* FROM queue q CROSS JOIN LATERAL (
+            SELECT s.id, s.service_class, s.batch_id FROM slices s WHERE {_WAITS} AND {ITS_BATCH_IS_WORKED_ON}
+            ORDER BY s.deadline, s.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
+        ) slice
         LIMIT 1
+    ), best AS (
+        SELECT chosen.id, chosen.service_class, b.api_key_id, b.endpoint
+        FROM chosen JOIN batches b ON b.id = chosen.batch_id
     )
 """  # noqa: S608 - constants
 

@@ -143,6 +143,45 @@ def test_only_batches_in_progress_are_worked_on(database: Engine, tenant: Seeded
     assert claim(database) is None
 
 
+def test_a_claim_does_not_look_through_the_slices_of_a_paused_batch(database: Engine, tenant: SeededTenant) -> None:
+    paused = seed_batch(database, tenant, [1] * 1000, window=timedelta(hours=1))
+    open_one = seed_batch(database, tenant, [1] * 1000, window=timedelta(hours=2))
+    sql(database, "UPDATE batches SET pause_reason = 'client', paused_at = now() WHERE id = :id", id=paused)
+    last = None
+    for _ in range(3):
+        with database.begin() as conn:
+            last = claim_slice(conn, model=MODEL, group_id=GROUP, lease_seconds=30, last_slice=last)
+            num_read = conn.exec_driver_sql(
+                "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'slices'"
+            ).scalar_one()
+        assert last is not None
+        assert last.batch_id == open_one
+        assert num_read < 50
+
+
+@pytest.mark.parametrize(
+    ("positions", "order"),
+    [((0, 1, 2, 3), "oo-"), ((2, 3, 0, 1), "oo-"), ((1, 2, 0, 3), "oo-"), ((0, 2, 1, 3), "o-o"), ((0, 3, 1, 2), "-oo")],
+)
+def test_a_batch_with_the_very_deadline_of_a_paused_one_is_worked_on(
+    positions: tuple[int, int, int, int], order: str, database: Engine, tenant: SeededTenant
+) -> None:
+    """However the slices of the two are mixed; one that is between those of the other comes when nothing else waits."""
+    paused, other = seed_batch(database, tenant, [1, 1]), seed_batch(database, tenant, [1, 1])
+    later = seed_batch(database, tenant, [1])
+    sql(database, "UPDATE batches SET pause_reason = 'client', paused_at = now() WHERE id = :id", id=paused)
+    sql(database, "UPDATE slices SET deadline = (SELECT min(deadline) FROM slices) WHERE batch_id <> :id", id=later)
+    [(first,)] = sql(database, "SELECT min(id) FROM slices")
+    for place, position in enumerate(positions):
+        sql(database, "UPDATE slices SET id = :new WHERE id = :id", new=-1 - position, id=first + place)
+
+    claimed = []
+    while (found := claim(database)) is not None:
+        claimed.append(found.batch_id)
+
+    assert claimed == [{"o": other, "-": later}[kind] for kind in order]
+
+
 def test_a_batch_past_its_window_is_not_begun(database: Engine, tenant: SeededTenant) -> None:
     seed_batch(database, tenant, [1], window=timedelta(seconds=-1))
     assert claim(database) is None
