@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,8 @@ def top(
 
 def _look(data_dir: Path | None) -> Snapshot:
     from pipeline.cli.top_screen import take_snapshot
+    from pipeline.jobs.queue_views import with_tickets
 
     with open_database(data_dir) as session:
-        return take_snapshot(session)
+        snapshot = take_snapshot(session)
+    return replace(snapshot, queues=with_tickets(snapshot.queues))

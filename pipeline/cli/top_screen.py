@@ -62,6 +62,7 @@ class Snapshot:
 
 
 def take_snapshot(session: Session) -> Snapshot:
+    """Without what Redis holds: see `with_tickets`."""
     queues = view_queues(session)
     return Snapshot(view_groups(session), queues, _tenants(session, queues))
 

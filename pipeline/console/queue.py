@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from pipeline.console.rendering import render
 from pipeline.console.signing_in import SignedIn
-from pipeline.jobs.queue_views import TurnReason, view_queues
+from pipeline.jobs.queue_views import TurnReason, view_queues, with_tickets
 from pipeline.tables.session import transaction
 
 router = APIRouter()
@@ -29,4 +29,6 @@ _REASONS: Final[Mapping[TurnReason, str]] = {
 def show_queue(request: Request, viewer: SignedIn) -> Response:
     with transaction() as session:
         view = view_queues(session, None if viewer.is_operator else viewer.principal.tenant_id)
+    if viewer.is_operator:
+        view = with_tickets(view)
     return render(request, "queue.html", view=view, most_waiting=_MOST_WAITING, reasons=_REASONS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -78,7 +78,7 @@ class ModelQueue:
     waiting: Sequence[Waiting]
     turn: Turn | None
     #: In Redis; None where it can't be, or was not, asked.
-    num_tickets: int | None
+    num_tickets: int | None = None
 
     @property
     def model(self) -> str:
@@ -102,21 +102,17 @@ class QueueView:
     num_in_progress: int
     num_paused: int
     #: None where Redis was not asked.
-    is_redis_reachable: bool | None
+    is_redis_reachable: bool | None = None
 
 
 def view_queues(session: Session, tenant_id: str | None = None) -> QueueView:
-    """Of one tenant, who is shown no other and nothing of Redis, or of all.
-
-    Waits for Redis, where it is asked, two seconds at most.
-    """
+    """Of one tenant, who is shown no other, or of all; what Redis holds of them is for `with_tickets`."""
     models = list(session.scalars(_MODELS))
-    lengths = _lengths(models) if tenant_id is None else None
     oldest = {(row.model, row.service_class, row.tenant_id): row for row in session.execute(_OLDEST)}
     loads = [load_of(session, model) for model in models]
     names = _names(session, loads)
     outbox, batches = session.execute(_OUTBOX).one(), session.execute(_BATCHES).one()
-    views = [_model_queue(load, names, oldest, lengths, tenant_id) for load in loads]
+    views = [_model_queue(load, names, oldest, tenant_id) for load in loads]
     return QueueView(
         now=session.execute(text("SELECT clock_timestamp()")).scalar_one(),
         models=views,
@@ -125,15 +121,22 @@ def view_queues(session: Session, tenant_id: str | None = None) -> QueueView:
         num_preparing=batches.num_preparing,
         num_in_progress=batches.num_in_progress,
         num_paused=batches.num_paused,
-        is_redis_reachable=lengths is not None if tenant_id is None else None,
     )
+
+
+def with_tickets(view: QueueView) -> QueueView:
+    """The same with what Redis holds. It is waited for two seconds at most, and no transaction should be open."""
+    lengths = _lengths([one.model for one in view.models])
+    if lengths is None:
+        return replace(view, is_redis_reachable=False)
+    models = [replace(one, num_tickets=lengths[generate_queue(one.model)]) for one in view.models]
+    return replace(view, models=models, is_redis_reachable=True)
 
 
 def _model_queue(
     load: Load,
     names: dict[str, str],
     oldest: dict[tuple[str, str, str], Any],
-    lengths: dict[str, int] | None,
     tenant_id: str | None,
 ) -> ModelQueue:
     waiting = []
@@ -146,7 +149,6 @@ def _model_queue(
         load=load,
         waiting=[one for one in waiting if tenant_id in (None, one.queue.tenant_id)],
         turn=_turn(waiting) if tenant_id is None else None,
-        num_tickets=None if lengths is None else lengths[generate_queue(load.model)],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from console_pages import Person
@@ -13,6 +13,7 @@ from running_gateways import Tenant
 from seeds import MODEL, SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 
+from pipeline.jobs import queue_views
 from pipeline.settings import PREFIX, get_settings
 from pipeline.tables.session import transaction
 from pipeline.tenancy.audit_log import list_entries
@@ -131,6 +132,26 @@ def test_a_tenant_sees_its_own_queue_alone(
     assert "globex" not in page
     assert "Next is" not in page
     assert "outbox" not in page
+
+
+def test_no_transaction_is_open_while_redis_is_asked(
+    group: str, database: Engine, operate: Callable[[], Person], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator, ask, num_open = operate(), queue_views.queue_lengths, []
+
+    def look(names: Iterable[str]) -> dict[str, int]:
+        num_open.extend(
+            sql(
+                database,
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL"
+                " AND pid <> pg_backend_pid()",
+            )
+        )
+        return ask(names)
+
+    monkeypatch.setattr(queue_views, "queue_lengths", look)
+    assert "0 tickets in Redis" in operator.page("/console/queue")
+    assert num_open == [(0,)]
 
 
 def test_without_redis_the_queue_is_still_shown(

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.jobs import outbox, queue_views
 from pipeline.jobs.claiming import claim_slice
-from pipeline.jobs.queue_views import QueueView, TurnReason, view_queues
+from pipeline.jobs.queue_views import QueueView, TurnReason, view_queues, with_tickets
 from pipeline.settings import PREFIX, get_settings
 
 
@@ -21,7 +21,8 @@ def tenants(database: Engine, redis_url: str) -> list[SeededTenant]:
 
 def view(database: Engine, tenant: SeededTenant | None = None) -> QueueView:
     with Session(database) as session:
-        return view_queues(session, tenant.id if tenant else None)
+        found = view_queues(session, tenant.id if tenant else None)
+    return found if tenant else with_tickets(found)
 
 
 def plan(database: Engine, tenant: SeededTenant, num_slices: int, hours: int = 24, kind: str = "standard") -> str:
