@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from browsers import browser, check_accessible, drop_file, no_complaints, open_page
+from computed_quotes import computing_quotes
 from playwright.sync_api import Page, expect
 from running_gateways import Tenant
 from seeds import SeededTenant, seed_model, sql
@@ -17,7 +17,6 @@ from submitting import Bench, request_line, request_lines
 from tokenizer_folders import byte_level
 
 from pipeline.jobs.preparing import prepare
-from pipeline.jobs.quoting import compute_waiting
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import authenticate
 
@@ -28,19 +27,10 @@ __all__ = ["browser", "open_page"]
 def bench(acme: Tenant, database: Engine, tmp_path: Path) -> Iterator[Bench]:
     """Control at work on quotes, and groups that answer when they are told to."""
     seed_model(database, path=str(byte_level(tmp_path / "model")))
-    is_over = threading.Event()
-
-    def work() -> None:
-        while not is_over.wait(0.05):
-            compute_waiting()
-
-    thread = threading.Thread(target=work)
-    thread.start()
     with transaction() as session:
         api_key_id = authenticate(session, acme.key).api_key_id
-    yield Bench(database, SeededTenant(acme.id, api_key_id))
-    is_over.set()
-    thread.join()
+    with computing_quotes():
+        yield Bench(database, SeededTenant(acme.id, api_key_id))
 
 
 @pytest.fixture

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from computed_quotes import computing_quotes
 from console_pages import Person, text_of
 from running_gateways import Tenant, wait_for
 from seeds import seed_model, sql
 from sqlalchemy import Engine
 from submitting import request_line, request_lines
 from tokenizer_folders import byte_level
-
-from pipeline.jobs.quoting import compute_waiting
 
 NASTY = "<img src=x onerror=alert(1)>"
 
@@ -25,17 +23,8 @@ NASTY = "<img src=x onerror=alert(1)>"
 def control(database: Engine, tmp_path: Path) -> Iterator[None]:
     """Computes quotes, as control does."""
     seed_model(database, path=str(byte_level(tmp_path / "model")))
-    is_over = threading.Event()
-
-    def work() -> None:
-        while not is_over.wait(0.02):
-            compute_waiting()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    is_over.set()
-    thread.join()
+    with computing_quotes():
+        yield
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+from computed_quotes import computing_quotes
 from running_gateways import Tenant, error_of
 from seeds import MODEL, seed_model
 from sqlalchemy import Engine
@@ -16,7 +16,6 @@ from tokenizer_folders import byte_level
 
 from pipeline.billing.budgets import Scope, set_budget
 from pipeline.jobs.preparing import prepare
-from pipeline.jobs.quoting import compute_waiting
 from pipeline.tables import Batch
 from pipeline.tables.session import transaction
 from pipeline.tenancy.keys import create_key
@@ -47,17 +46,8 @@ def ask(tenant: Tenant, file_id: str, **options: Any) -> dict[str, Any]:
 def control(database: Engine, tmp_path: Path) -> Iterator[None]:
     """Computes quotes, as control does."""
     seed_model(database, path=str(byte_level(tmp_path / "model")))
-    is_over = threading.Event()
-
-    def work() -> None:
-        while not is_over.wait(0.02):
-            compute_waiting()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    is_over.set()
-    thread.join()
+    with computing_quotes():
+        yield
 
 
 @pytest.mark.usefixtures("control")
