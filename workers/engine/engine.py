@@ -66,6 +66,8 @@ class RequestState:
                     writer.append(one)
             if writer.finish_reason is not None:
                 self.choices[sequence.index] = writer.choice()
+        self.moments.num_earlier_tokens = sum(sequence.num_generated_tokens for sequence in self.sequences)
+        self.moments.num_earlier_choices = len(self.choices)
 
     def add_unreported(self, index: int, generated: Sample) -> bool:
         """Keep a token for the next report; whether that is due."""

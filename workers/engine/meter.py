@@ -17,6 +17,9 @@ class Moments:
     submitted_at: float
     admitted_at: float | None = None
     first_token_at: float | None = None
+    #: Tokens that earlier attempts had generated, and choices that these finished.
+    num_earlier_tokens: int = 0
+    num_earlier_choices: int = 0
 
 
 class Meter:
@@ -66,5 +69,7 @@ class Meter:
         measures.observe("decode_seconds", now - moments.first_token_at)
         measures.observe("inference_seconds", now - moments.admitted_at)
         measures.observe("duration_seconds", now - moments.submitted_at)
+        num_tokens -= moments.num_earlier_tokens
+        num_choices -= moments.num_earlier_choices
         if num_tokens > num_choices:
             measures.observe("token_seconds", (now - moments.first_token_at) * num_choices / (num_tokens - num_choices))

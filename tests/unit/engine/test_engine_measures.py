@@ -10,6 +10,7 @@ from model_folders import random_llama
 
 from pipeline.telemetry.metrics.names import METRICS
 from workers.backends.measures import COUNTERS, DISTRIBUTIONS, Measures
+from workers.backends.protocol import Partial, PartialChoice
 
 PROMPT = [(31 * position) % 300 + 3 for position in range(57)]
 
@@ -49,6 +50,16 @@ def test_a_request_is_measured_from_its_coming_to_its_last_token(model: Model) -
     assert (totals["decode_seconds"], totals["inference_seconds"], totals["duration_seconds"]) == (9, 10, 11)
     assert totals["token_seconds"] == 9 / 4
     assert (totals["inter_token_seconds"], measures.distribution("inter_token_seconds").num_values) == (8, 4)
+
+
+def test_tokens_of_earlier_attempts_took_no_time_of_this_one(model: Model) -> None:
+    core, _ = make_core(model)
+    core._clock = iter(range(1000)).__next__
+    earlier = Partial(choices=[PartialChoice([9, 8, 7]), PartialChoice([9, 8, 7, 6, 5])])
+    core.submit(msgspec.structs.replace(make_request("on", PROMPT, max_tokens=5, n=2), partial=earlier))
+    run_all(core)
+    # Two tokens of the first choice, the second of them in the step after the first (3 and 4), and the end (5).
+    assert core.take_measures().distribution("token_seconds").total == 3
 
 
 def test_the_time_between_two_requests_is_between_no_tokens(model: Model) -> None:
