@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import select, text
+from sqlalchemy import Row, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pipeline.checks.control import check_control
@@ -27,7 +27,7 @@ from pipeline.checks.packages import check_packages
 from pipeline.checks.postgres import check_postgres
 from pipeline.checks.redis_server import check_redis
 from pipeline.errors import ConfigurationError, PipelineError
-from pipeline.http_probe import http_status
+from pipeline.http_probe import http_status, proxy_variable
 from pipeline.settings import PREFIX, Settings, get_settings
 from pipeline.storage import check_writable
 from pipeline.tables import GroupState, ServedModel
@@ -78,11 +78,19 @@ def examine(model: str | None = None) -> Iterator[Finding]:
 
 
 def _postgresql(settings: Settings) -> Iterator[Finding]:
+    """Whenever it is lost, between two of the questions too, that is a finding, and what is known by then another."""
     try:
         with connection() as conn:
             server = conn.execute(text("SHOW server_version")).scalar_one()
             found = [*check_postgres(conn)]
         current, wanted = revisions(settings.database_url.get_secret_value())
+        yield from found
+        if (lack := describe_lack(current, wanted)) is not None:
+            yield failed("postgresql", lack, "Run `ryzanstein migrate`.")
+            return
+        with connection() as conn:
+            models = conn.execute(select(ServedModel.name, ServedModel.path).order_by(ServedModel.name)).all()
+            groups = conn.execute(_GROUPS, {"lease_seconds": settings.lease_seconds}).all()
     except SQLAlchemyError as error:
         url = get_engine().url
         yield failed(
@@ -91,12 +99,10 @@ def _postgresql(settings: Settings) -> Iterator[Finding]:
             f"Start it, and check host, user, password and certificates in {PREFIX}DATABASE_URL.",
         )
         return
-    yield from found
-    if (lack := describe_lack(current, wanted)) is not None:
-        yield failed("postgresql", lack, "Run `ryzanstein migrate`.")
-        return
     yield ok("postgresql", f"{server}, schema {current}")
-    yield from _models_and_groups()
+    for name, path in models:
+        yield from check_model(f"model {name}", path)
+    yield from _groups(groups)
 
 
 def _reason(error: SQLAlchemyError) -> str:
@@ -106,12 +112,7 @@ def _reason(error: SQLAlchemyError) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _models_and_groups() -> Iterator[Finding]:
-    with connection() as conn:
-        models = conn.execute(select(ServedModel.name, ServedModel.path).order_by(ServedModel.name)).all()
-        groups = conn.execute(_GROUPS, {"lease_seconds": get_settings().lease_seconds}).all()
-    for name, path in models:
-        yield from check_model(f"model {name}", path)
+def _groups(groups: Sequence[Row[Any]]) -> Iterator[Finding]:
     for group in groups:
         if group.is_silent:
             advice = "Look into its log: it is stuck, or its machine is gone. What it held goes on elsewhere."
@@ -143,13 +144,17 @@ def _storage(settings: Settings) -> Iterator[Finding]:
 
 def _gateway(settings: Settings) -> Iterator[Finding]:
     url = settings.base_url.rstrip("/").removesuffix("/v1") + "/readyz"
-    status = http_status(url)
+    status, variable = http_status(url), proxy_variable(url)
+    through = "" if variable is None else f" through the proxy in {variable}"
     if status == _READY:
         yield ok("gateway", f"{settings.base_url} is ready")
     elif status == _NOT_READY:
-        yield warning("gateway", f"{settings.base_url} is not ready", f"`curl {url}` says why.")
+        yield warning("gateway", f"{settings.base_url} is not ready{through}", f"`curl {url}` says why.")
     else:
-        yield warning("gateway", f"{url} does not answer", f"Start `ryzanstein gateway`, or set {PREFIX}BASE_URL.")
+        advice = f"Start `ryzanstein gateway`, or set {PREFIX}BASE_URL."
+        if through:
+            advice += " Where it is to be asked without the proxy, name its host in no_proxy."
+        yield warning("gateway", f"{url} does not answer{through}", advice)
         yield from check_port("gateway port", settings.gateway_host, settings.gateway_port, "GATEWAY_PORT")
 
 

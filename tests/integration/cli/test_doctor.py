@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from seeds import seed_model
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from tokenizer_folders import byte_level
 from typer.testing import CliRunner, Result
 
+from pipeline import doctor as examining
 from pipeline.cli import app
 from pipeline.processes import free_port
 from pipeline.settings import PREFIX, get_settings
@@ -87,6 +89,38 @@ def test_a_database_without_the_schema_is_told_to_migrate(
 
     assert findings(result)["postgresql"][0] == "failed"
     assert "Run `ryzanstein migrate`" in findings(result)["postgresql"][1]
+
+
+def test_a_database_that_is_lost_between_two_questions_is_a_finding(
+    database: Engine, settings: pytest.MonkeyPatch
+) -> None:
+    num_asked = lost_at = 0
+
+    def lose(conn: Any, *_: Any) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == lost_at:
+            conn.connection.driver_connection.close()
+
+    event.listen(Engine, "before_cursor_execute", lose)
+    try:
+        while num_asked >= lost_at:
+            num_asked, lost_at = 0, lost_at + 1
+            *_, last = examining._postgresql(get_settings())
+            assert (last.subject == "postgresql" and last.verdict == "failed") == (num_asked >= lost_at)
+    finally:
+        event.remove(Engine, "before_cursor_execute", lose)
+    assert lost_at > 5
+
+
+def test_a_gateway_behind_a_proxy_that_is_away_is_a_finding(settings: pytest.MonkeyPatch) -> None:
+    settings.setenv("http_proxy", f"http://user:hunter2@127.0.0.1:{free_port()}")
+    settings.setenv(PREFIX + "BASE_URL", "http://gateway.invalid/v1")
+    get_settings.cache_clear()
+    found = next(examining._gateway(get_settings()))
+    assert found.verdict == "warning"
+    assert found.detail == "http://gateway.invalid/readyz does not answer through the proxy in http_proxy"
+    assert "no_proxy" in str(found.advice)
 
 
 def test_wrong_settings_end_the_examination(settings: pytest.MonkeyPatch) -> None:
