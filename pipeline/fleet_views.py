@@ -68,6 +68,8 @@ class GroupView:
     #: Why it is in its state, where that is not as it should be.
     reason: str | None
     pid: int
+    #: Main memory of the parent process, in bytes; None where that can't be seen from here, or it is gone.
+    parent_bytes: int | None
     ranks: Sequence[RankView]
     #: As the group reports it: engine kind, tensor parallelism, device, dtype, KV tokens, what runs, restarts.
     info: Mapping[str, Any]
@@ -132,7 +134,8 @@ def _view(row: dict[str, Any], here: str) -> GroupView:
     state = GroupState(row.pop("state"))
     is_here = row["id"].partition("@")[2] == here and state is not GroupState.STOPPED
     ranks = _ranks(row.pop("rank_pids"), is_here)
-    return GroupView(**row, state=state, ranks=ranks)
+    parent_bytes = resident_bytes(row["pid"]) if is_here else None
+    return GroupView(**row, state=state, parent_bytes=parent_bytes, ranks=ranks)
 
 
 def _ranks(pids: Sequence[int], is_here: bool) -> list[RankView]:

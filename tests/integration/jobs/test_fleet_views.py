@@ -68,12 +68,16 @@ def test_ranks_are_looked_at_where_the_group_is(database: Engine) -> None:
     ended.wait()
     start_group(database, pids=(os.getpid(), ended.pid))
     start_group(database, "group-0@elsewhere", pids=(os.getpid(),))
+    sql(database, "UPDATE groups SET pid = :pid", pid=os.getpid())
     here, elsewhere = sorted(view(database), key=lambda group: group.host != socket.gethostname())
     assert [rank.is_alive for rank in here.ranks] == [True, False]
     assert here.rank_bytes is not None
     assert here.rank_bytes > 1024**2
     assert [rank.is_alive for rank in elsewhere.ranks] == [None]
     assert elsewhere.rank_bytes is None
+    assert here.parent_bytes is not None
+    assert here.parent_bytes > 1024**2
+    assert elsewhere.parent_bytes is None
 
 
 def test_a_silent_group_is_lost_and_a_stopped_one_is_history(database: Engine) -> None:
