@@ -109,15 +109,17 @@ def test_revisions_are_applied_one_by_one_while_tables_are_in_use(database: Engi
 def test_who_migrates_second_waits_for_the_first(database: Engine) -> None:
     url = _url(database)
     command.downgrade(alembic_config(url), "0001")
-    waits_for_lock = (
-        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    looks_for_lock = (
+        "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_try_advisory_lock%'"
+        " AND datname = current_database() AND pid <> :first AND pid <> pg_backend_pid()"
     )
     with database.connect() as first:
         wait_for_lock(first, MIGRATION_LOCK)
+        [[pid]] = first.exec_driver_sql("SELECT pg_backend_pid()").all()
+        first.commit()
         second = threading.Thread(target=migrate, args=(url,))
         second.start()
-        wait_for(lambda: sql(database, waits_for_lock))
+        wait_for(lambda: sql(database, looks_for_lock, first=pid))
         assert revisions(url)[0] == "0001"
         first.invalidate()  # it is done, and its connection closes
     second.join(30)
