@@ -15,6 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
+from pipeline.billing.ledger import Accounts
 from pipeline.billing.pricing import Rate, Tier
 from pipeline.billing.rating import Rates
 from pipeline.tables.batches import ServiceClass
@@ -60,9 +61,16 @@ _RATES_OF_BATCHES: Final = text(f"""
     ) wanted {_JOIN_CARD}
 """)  # noqa: S608 — all of it is ours
 
-#: Of claimed slices, for psycopg; `rates_by_slice` reads its rows.
+#: Of claimed slices, for psycopg, with the accounts of the ledger that their prices are posted to; `rates_by_slice`
+#: and `accounts_by_owner` read its rows.
 RATES_OF_SLICES: Final = f"""
-    SELECT wanted.slice_ids, {_COLUMNS}
+    SELECT wanted.slice_ids, wanted.tenant_id,
+           (SELECT id FROM ledger_accounts a
+            WHERE a.kind = 'receivable' AND a.tenant_id = wanted.tenant_id AND a.currency = k.currency
+              AND a.grant_id IS NULL),
+           (SELECT id FROM ledger_accounts a
+            WHERE a.kind = 'revenue' AND a.tenant_id IS NULL AND a.currency = k.currency AND a.grant_id IS NULL),
+           {_COLUMNS}
     FROM (
         SELECT array_agg(s.id) AS slice_ids, b.tenant_id, b.model, b.service_class, now() AS at,
                coalesce(b.rate_card_id, held.rate_card_id) AS rate_card_id
@@ -133,8 +141,17 @@ def find_rates_of_batches(session: Session | Connection, batch_ids: Sequence[str
 
 def rates_by_slice(rows: Sequence[tuple[Any, ...]]) -> dict[int, Rates]:
     """From rows of RATES_OF_SLICES; without those that nothing prices."""
-    found = ((slice_ids, rates_of(tuple(row))) for slice_ids, *row in rows)
+    found = ((slice_ids, rates_of(tuple(row))) for slice_ids, _, _, _, *row in rows)
     return {slice_id: rates for slice_ids, rates in found if rates is not None for slice_id in slice_ids}
+
+
+def accounts_by_owner(rows: Sequence[tuple[Any, ...]]) -> dict[tuple[str, str], Accounts]:
+    """From the same rows, by tenant and currency; without accounts that nobody has opened yet."""
+    return {
+        (tenant_id, currency): Accounts(receivable, revenue)
+        for _, tenant_id, receivable, revenue, _, _, _, currency, *_ in rows
+        if receivable is not None and revenue is not None
+    }
 
 
 @lru_cache(maxsize=256)  # published cards never change, and the key is all of their content

@@ -7,16 +7,13 @@ multiplies: to make each amount here takes longer than to write it. Products of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
-
-from psycopg import Cursor
+from typing import NamedTuple
 
 from pipeline.billing.charges_by_slice import SliceCharge
-from pipeline.billing.ledger import post_receivable
+from pipeline.billing.ledger import Accounts, UsageSum
 from pipeline.billing.pricing import exact_sum
-from pipeline.billing.rated_lines import transaction_key
 from pipeline.billing.rating import Rates
 from pipeline.tables.billing import Meter
 
@@ -25,7 +22,7 @@ class FlatPrice(NamedTuple):
     """What each token of a slice's answers costs, and where the ledger has their sum."""
 
     rate_card_id: int
-    #: Of the transaction in the ledger.
+    #: Of the ledger's transaction that has the sum.
     idempotency_key: str
     #: Of one token, by meter, after all multipliers.
     uncached: Decimal
@@ -39,25 +36,27 @@ def is_flat(rates: Rates) -> bool:
 
 
 def charge_flat(
-    cursor: Cursor[Any], charges: Sequence[SliceCharge], rates: Mapping[int, Rates], *, source: str
-) -> dict[int, FlatPrice]:
-    """Give slices whose rates are flat their amounts, and post one ledger transaction per tenant and currency.
+    charges: Sequence[SliceCharge], rates: Mapping[int, Rates], accounts_of: Callable[[str, str], Accounts]
+) -> tuple[dict[int, FlatPrice], list[UsageSum]]:
+    """Give slices whose rates are flat their amounts.
 
-    Returns the prices by slice, for the rows of the answers. Posted twice, they are a UniqueViolation. Waits for no
-    answer.
+    Returns their prices, by slice, and what is to be posted with their answers: one sum per tenant and currency, whose
+    accounts `accounts_of` finds.
     """
     by_owner: dict[tuple[str, str], list[SliceCharge]] = defaultdict(list)
     for charge in charges:
         of_slice = rates[charge.slice_id]
         charge.amounts = {meter: of_slice.amount(meter, quantity) for meter, quantity in charge.num_tokens.items()}
-        by_owner[charge.tenant_id, of_slice.currency].append(charge)
+        by_owner[charge.answers.tenant_id, of_slice.currency].append(charge)
     prices: dict[int, FlatPrice] = {}
+    sums: list[UsageSum] = []
     for (tenant_id, currency), owned in sorted(by_owner.items()):
-        key = transaction_key(source, ((request_id, 1) for charge in owned for request_id in charge.request_ids))
+        # An answer is written once, and its cost is in one sum alone: so no two have the same first answer.
+        key = f"results:{min(min(charge.answers.request_ids) for charge in owned)}"
         amount = exact_sum(charge.amount for charge in owned)
-        post_receivable(cursor, tenant_id=tenant_id, currency=currency, amount=amount, idempotency_key=key)
+        sums.append(UsageSum(key, tenant_id, accounts_of(tenant_id, currency), amount))
         prices |= {charge.slice_id: _price(rates[charge.slice_id], key) for charge in owned}
-    return prices
+    return prices, sums
 
 
 def _price(rates: Rates, key: str) -> FlatPrice:

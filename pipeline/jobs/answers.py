@@ -1,14 +1,17 @@
-"""Answers as rows: each has what was used for it, and what it costs where every token costs the same."""
+"""Answers as rows: each has what was used for it, and what it costs where every token costs the same.
+
+One statement writes them and posts to the ledger what they cost together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import Cursor
 
-from pipeline.billing.flat_prices import FlatPrice
-from pipeline.billing.rating import TokenUsage
+from pipeline.billing.charging import Charged
+from pipeline.billing.ledger import POSTED, posting_values
 from pipeline.jobs.lines import output_line
 from pipeline.tables.arrays import numbers, words
 
@@ -17,14 +20,14 @@ if TYPE_CHECKING:
 
 # Under the lease that the writer says it has, so that an audit finds what a lease that was lost has written. What one
 # slice has in common is told, and looked up, once.
-_INSERT: Final = """
-    WITH slice AS MATERIALIZED (
-        SELECT s.*, t.id AS ledger_transaction_id
+_INSERT: Final = f"""
+    {POSTED}, slice AS MATERIALIZED (
+        SELECT s.*, posted.id AS ledger_transaction_id
         FROM unnest(%(slice_ids)s::bigint[], %(epochs)s::bigint[], %(batch_ids)s::text[], %(tenant_ids)s::text[],
                     %(card_ids)s::bigint[], %(keys)s::text[], %(uncached_prices)s::numeric[],
                     %(cached_prices)s::numeric[], %(output_prices)s::numeric[])
             AS s (id, lease_epoch, batch_id, tenant_id, rate_card_id, key, uncached_price, cached_price, output_price)
-        LEFT JOIN ledger_transactions t ON t.idempotency_key = s.key
+        LEFT JOIN posted ON posted.idempotency_key = s.key
     )
     INSERT INTO results (request_id, batch_id, body, num_line_bytes, slice_id, lease_epoch, group_id, output_token_ids,
                          tenant_id, num_uncached_tokens, num_cached_tokens, num_output_tokens, engine_ms,
@@ -37,21 +40,22 @@ _INSERT: Final = """
                 %(engine_ms)s::bigint[])
         AS o (request_id, slice_id, body, num_line_bytes, output_token_ids, uncached, cached, output, engine_ms)
     JOIN slice s ON s.id = o.slice_id
-"""
+"""  # noqa: S608 - a constant
 
 
-def insert_answers(cursor: Cursor[Any], succeeded: Sequence[RequestOutcome], prices: Mapping[int, FlatPrice]) -> None:
-    """Write answers with their usage; `prices` by slice, whose transactions are in the ledger. Waits for no answer.
+def insert_answers(cursor: Cursor[Any], succeeded: Sequence[RequestOutcome], charged: Charged) -> None:
+    """Write answers with their usage and prices, and post the sums of these. Waits for no answer.
 
     One that is there already is a UniqueViolation.
     """
     slices = list({outcome.claimed.id: outcome.claimed for outcome in succeeded}.values())
-    of_slices = [prices.get(claimed.id) for claimed in slices]
-    usages = [_usage(outcome) for outcome in succeeded]
+    of_slices = [charged.prices.get(claimed.id) for claimed in slices]
+    usages = [outcome.usage for outcome in succeeded if outcome.usage is not None]
     bodies = [outcome.body or "" for outcome in succeeded]
     cursor.execute(
         _INSERT,
         {
+            **posting_values(charged.sums),
             "group_id": slices[0].group_id,
             "slice_ids": numbers([claimed.id for claimed in slices]),
             "epochs": numbers([claimed.lease_epoch for claimed in slices]),
@@ -78,9 +82,3 @@ def insert_answers(cursor: Cursor[Any], succeeded: Sequence[RequestOutcome], pri
             "engine_ms": numbers([usage.engine_ms for usage in usages]),
         },
     )
-
-
-def _usage(outcome: RequestOutcome) -> TokenUsage:
-    if outcome.usage is None:
-        raise ValueError(f"Request {outcome.request_id} succeeded without usage.")
-    return outcome.usage

@@ -18,8 +18,8 @@ from psycopg import Cursor
 from sqlalchemy import Connection
 
 from pipeline.billing import holds
-from pipeline.billing.cards_in_effect import RATES_OF_SLICES, rates_by_slice
-from pipeline.billing.charges_by_slice import Answer, SliceCharge
+from pipeline.billing.cards_in_effect import RATES_OF_SLICES, accounts_by_owner, rates_by_slice
+from pipeline.billing.charges_by_slice import SliceAnswers, SliceCharge
 from pipeline.billing.charging import Charged, charge
 from pipeline.billing.holds import SliceCost
 from pipeline.billing.rating import TokenUsage
@@ -173,8 +173,9 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
             succeeded = [outcome for outcome in new if outcome.kind is OutcomeKind.SUCCEEDED]
             charged = Charged()
             if succeeded:
-                charged = charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_slice(rates.fetchall()))
-                insert_answers(cursor, succeeded, charged.prices)
+                cards = rates.fetchall()
+                charged = charge(cursor, _by_slice(succeeded), rates_by_slice(cards), accounts_by_owner(cards))
+                insert_answers(cursor, succeeded, charged)
             add_waste(cursor, [(outcome.claimed, part) for outcome in new for part in outcome.waste])
             _count_in_slices(locked, new)
             holds.settle(cursor, {outcome.claimed.id for outcome in new}, _slice_costs(charged.slices))
@@ -216,11 +217,18 @@ def _set_outcomes(cursor: Cursor[Any], outcomes: Sequence[RequestOutcome]) -> No
     )
 
 
-def _answer(outcome: RequestOutcome) -> Answer:
-    if outcome.usage is None:
-        raise ValueError(f"Request {outcome.request_id} succeeded without usage.")
-    claimed = outcome.claimed
-    return Answer(outcome.request_id, claimed.id, claimed.tenant_id, claimed.model, outcome.usage)
+def _by_slice(succeeded: Sequence[RequestOutcome]) -> Sequence[SliceAnswers]:
+    found: dict[int, SliceAnswers] = {}
+    for outcome in succeeded:
+        if outcome.usage is None:
+            raise ValueError(f"Request {outcome.request_id} succeeded without usage.")
+        of_slice = found.get(outcome.claimed.id)
+        if of_slice is None:
+            claimed = outcome.claimed
+            of_slice = found[claimed.id] = SliceAnswers(claimed.id, claimed.tenant_id, claimed.model, [], [])
+        of_slice.request_ids.append(outcome.request_id)
+        of_slice.usages.append(outcome.usage)
+    return list(found.values())
 
 
 def _slice_costs(charges: Sequence[SliceCharge]) -> list[SliceCost]:
