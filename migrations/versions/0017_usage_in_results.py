@@ -39,20 +39,24 @@ _INDEX = "(tenant_id, created_at) WHERE tenant_id IS NOT NULL"
 #: whoever wants nothing of them does not read them.
 _OF_RESULTS = """
     FROM results a LEFT JOIN batches b ON b.id = a.batch_id
-    CROSS JOIN LATERAL (VALUES
-        ('input_uncached', a.num_uncached_tokens, 0::bigint, a.uncached_amount),
-        ('input_cached', a.num_cached_tokens, 0::bigint, a.cached_amount),
-        ('output', a.num_output_tokens, a.engine_ms, a.output_amount)
-    ) AS m (meter, quantity, engine_ms, amount)
+    CROSS JOIN (VALUES ('input_uncached'), ('input_cached'), ('output')) AS m (meter)
 """
-_HAS_METER = "a.tenant_id IS NOT NULL AND (m.meter <> 'input_cached' OR m.quantity > 0)"
+_HAS_METER = "a.tenant_id IS NOT NULL AND (m.meter <> 'input_cached' OR a.num_cached_tokens > 0)"
+_QUANTITY = """
+    CASE m.meter WHEN 'input_uncached' THEN a.num_uncached_tokens WHEN 'input_cached' THEN a.num_cached_tokens
+                 ELSE a.num_output_tokens END
+"""
+_AMOUNT = """
+    CASE m.meter WHEN 'input_uncached' THEN a.uncached_amount WHEN 'input_cached' THEN a.cached_amount
+                 ELSE a.output_amount END
+"""
 _USAGE_OF_EVENTS = """
     u.request_id, u.meter::text AS meter, u.quantity, u.tenant_id, u.project_id, u.api_key_id, u.batch_id,
     u.service_class::text AS service_class, u.model, u.group_id, u.engine_ms, u.occurred_at
 """
-_USAGE_OF_RESULTS = """
-    a.request_id, m.meter, m.quantity, a.tenant_id, b.project_id, b.api_key_id, a.batch_id,
-    b.service_class::text, b.model, a.group_id, m.engine_ms, a.created_at
+_USAGE_OF_RESULTS = f"""
+    a.request_id, m.meter, {_QUANTITY}, a.tenant_id, b.project_id, b.api_key_id, a.batch_id, b.service_class::text,
+    b.model, a.group_id, CASE m.meter WHEN 'output' THEN a.engine_ms ELSE 0 END, a.created_at
 """
 _LINE = """
     l.revision, l.rate_card_id, l.ledger_transaction_id, l.quantity AS rated_quantity, l.quantity_before, l.unit_price,
@@ -83,8 +87,8 @@ _VIEWS = {
         SELECT {_USAGE_OF_RESULTS}, {_LINE}
         {_OF_RESULTS} JOIN rated_lines l ON l.request_id = a.request_id AND l.meter = m.meter WHERE {_HAS_METER}
         UNION ALL
-        SELECT {_USAGE_OF_RESULTS}, 1::smallint, a.rate_card_id, a.ledger_transaction_id, m.quantity, 0::bigint,
-               r.unit_price, m.amount, k.currency
+        SELECT {_USAGE_OF_RESULTS}, 1::smallint, a.rate_card_id, a.ledger_transaction_id, {_QUANTITY},
+               0::bigint, r.unit_price, {_AMOUNT}, k.currency
         {_OF_RESULTS} {_CARD} WHERE {_HAS_METER} AND a.rate_card_id IS NOT NULL
     """,
     "rated_usage": f"""
@@ -94,10 +98,10 @@ _VIEWS = {
         SELECT {_USAGE_OF_RESULTS},
                coalesce(l.revision, CASE WHEN a.rate_card_id IS NOT NULL THEN 1::smallint END),
                coalesce(l.rate_card_id, a.rate_card_id), coalesce(l.ledger_transaction_id, a.ledger_transaction_id),
-               coalesce(l.quantity, CASE WHEN a.rate_card_id IS NOT NULL THEN m.quantity END),
+               coalesce(l.quantity, CASE WHEN a.rate_card_id IS NOT NULL THEN {_QUANTITY} END),
                coalesce(l.quantity_before, CASE WHEN a.rate_card_id IS NOT NULL THEN 0::bigint END),
                CASE WHEN l.request_id IS NULL THEN r.unit_price ELSE l.unit_price END,
-               coalesce(l.amount, m.amount), coalesce(l.currency, k.currency)
+               coalesce(l.amount, {_AMOUNT}), coalesce(l.currency, k.currency)
         {_OF_RESULTS} {_LATEST_LINE.format(request="a.request_id", meter="m.meter")} {_CARD} WHERE {_HAS_METER}
     """,
 }

@@ -59,11 +59,10 @@ _OF_BATCH: Final = text(f"""
     ORDER BY r.line
 """)  # noqa: S608 — all of it is ours
 _OF_MONTH: Final = text(f"""
-    SELECT {_COLUMNS} FROM metered_usage u JOIN results a ON a.request_id = u.request_id
-    JOIN requests r ON r.id = u.request_id {_SOURCES}
-    WHERE u.tenant_id = :tenant_id AND u.occurred_at >= :begin AND u.occurred_at < :end AND u.meter = 'output'
-      AND b.has_receipts AND a.output_token_ids IS NOT NULL AND l.currency = :currency AND u.request_id > :after
-    ORDER BY u.request_id LIMIT :limit
+    SELECT {_COLUMNS} FROM results a JOIN requests r ON r.id = a.request_id {_SOURCES}
+    WHERE b.tenant_id = :tenant_id AND b.has_receipts AND a.created_at >= :begin AND a.created_at < :end
+      AND a.output_token_ids IS NOT NULL AND l.currency = :currency AND a.request_id > :after
+    ORDER BY a.request_id LIMIT :limit
 """)  # noqa: S608
 #: Answers that are in memory at once while the receipts of a month are hashed.
 _PAGE: Final = 2_000
