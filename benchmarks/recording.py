@@ -98,6 +98,13 @@ def _nothing(*_: Any, **__: Any) -> None:
 KINDS: Final[dict[str, dict[str, Callable[..., Any]]]] = {
     "as it is": {},
     "without billing": {
+        "ask_rates": _nothing,
+        "found_rates": lambda _: ({}, {}),
+        "charge": lambda *_: Charged(),
+        "insert_answers": _insert_answers_alone,
+        "add_usage": _nothing,
+    },
+    "with prices looked up alone": {
         "charge": lambda *_: Charged(),
         "insert_answers": _insert_answers_alone,
         "add_usage": _nothing,

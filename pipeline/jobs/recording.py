@@ -18,7 +18,7 @@ from psycopg import Cursor
 from sqlalchemy import Connection
 
 from pipeline.billing import holds
-from pipeline.billing.cards_in_effect import RATES_OF_SLICES, accounts_by_owner, rates_by_slice
+from pipeline.billing.cards_in_effect import ask_rates, found_rates
 from pipeline.billing.charges_by_slice import SliceAnswers, SliceCharge
 from pipeline.billing.charging import Charged, charge
 from pipeline.billing.holds import SliceCost
@@ -161,7 +161,8 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
         locked, written = driver.cursor(), driver.cursor()
         _lock(locked, list(slices.values()))
         _set_outcomes(written, outcomes)
-        rates = driver.execute(RATES_OF_SLICES, {"slice_ids": list(slices)})
+        cards = driver.cursor()
+        ask_rates(cards, slices)
         mine = dict(locked.fetchall())
         recorded = dict(written.fetchall())
 
@@ -173,8 +174,7 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
             succeeded = [outcome for outcome in new if outcome.kind is OutcomeKind.SUCCEEDED]
             charged = Charged()
             if succeeded:
-                cards = rates.fetchall()
-                charged = charge(cursor, _by_slice(succeeded), rates_by_slice(cards), accounts_by_owner(cards))
+                charged = charge(cursor, _by_slice(succeeded), *found_rates(cards))
                 insert_answers(cursor, succeeded, charged)
             add_waste(cursor, [(outcome.claimed, part) for outcome in new for part in outcome.waste])
             _count_in_slices(locked, new)
