@@ -50,7 +50,7 @@ class DroppedBatch(Base):
 
 
 class ArchivedLedgerLine(Base):
-    """What the dropped rated lines of a ledger transaction came to; those that are left add to it."""
+    """What the dropped prices of a ledger transaction came to; those that are left add to it."""
 
     __tablename__ = "archived_ledger_lines"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -124,3 +127,14 @@ def test_who_migrates_second_waits_for_the_first(database: Engine) -> None:
         first.invalidate()  # it is done, and its connection closes
     second.join(30)
     assert len(set(revisions(url))) == 1
+
+
+def test_two_who_migrate_at_once_do_not_wait_for_each_other_for_ever(database: Engine) -> None:
+    """An index that is built beside everyone waits for every statement that was there before it, and has a snapshot."""
+    url = _url(database)
+    head = revisions(url)[1]
+    command.downgrade(alembic_config(url), "0016")
+    program = "import os; from pipeline.tables.migrating import migrate; migrate(os.environ['MIGRATED'])"
+    both = [subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "MIGRATED": url}) for _ in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    assert revisions(url) == (head, head)
