@@ -43,8 +43,8 @@ NUM_METERS: Final = 3
 NUM_TIMES: Final = 20
 MONTH: Final = (datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
 
-#: Batches of so many requests, one after the other.
-BATCH_REQUESTS: Final = 5_000
+#: Answered side by side, all month long.
+NUM_BATCHES: Final = 600
 
 _BATCHES: Final = """
     INSERT INTO api_keys (id, tenant_id, name, short_id, secret_hash)
@@ -53,13 +53,13 @@ _BATCHES: Final = """
                          expires_at, model)
     SELECT 'batch_' || n, 'tenant_1', 'key_' || n % {keys}, 'file_1', '/v1/completions', '24h', 'fail', 'completed',
            now(), CASE WHEN n % 3 = 0 THEN 'large' ELSE 'tiny' END
-    FROM generate_series(0, {requests} / {size}) n
+    FROM generate_series(0, {batches} - 1) n
 """
 _RESULTS: Final = """
     INSERT INTO results (request_id, batch_id, body, num_line_bytes, slice_id, lease_epoch, group_id, created_at,
                          tenant_id, num_uncached_tokens, num_cached_tokens, num_output_tokens, engine_ms, rate_card_id,
                          ledger_transaction_id, uncached_amount, cached_amount, output_amount)
-    SELECT r, 'batch_' || (r - {first}) / {size}, '{{}}', 2, 1, 1, 'group-' || r % 4,
+    SELECT r, 'batch_' || r % {batches}, '{{}}', 2, 1, 1, 'group-' || r % 4,
            timestamptz '2026-10-01 00:00Z' + (r - {first}) * interval '31 days' / {requests},
            'tenant_1', 1 + r % 997, 1 + r % 97, 1 + r % 499, 30, 1, 1, (1 + r % 997) * 0.137 * 0.000001 * 0.667,
            (1 + r % 97) * 0.137 * 0.000001 * 0.667, (1 + r % 499) * 0.137 * 0.000001 * 0.667
@@ -135,7 +135,7 @@ def _fill(server: EmbeddedPostgres, num_requests: int) -> None:
     with psycopg.connect(server.url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as conn:
         [first] = conn.execute("SELECT (request_month(now()) << 40) + 1").fetchone() or [0]
     values = {"first": first, "last": first + num_requests - 1, "requests": num_requests, "keys": NUM_KEYS}
-    values["size"] = BATCH_REQUESTS
+    values["batches"] = NUM_BATCHES
     execute(server.url, _BATCHES.format(**values))
     execute(server.url, _RESULTS.format(**values))
     execute(server.url, "VACUUM ANALYZE results, batches")

@@ -111,8 +111,8 @@ def check_ledger(stack: RunningStack, batch: Batch) -> None:
             one,
         ).fetchone()
         unrated = conn.execute(
-            "SELECT count(*) FROM rated_usage r"
-            " WHERE e.batch_id = %s AND (r.request_id IS NULL OR r.quantity <> e.quantity OR r.revision <> 1)",
+            "SELECT count(*) FROM rated_usage"
+            " WHERE batch_id = %s AND (revision IS NULL OR rated_quantity <> quantity OR revision <> 1)",
             one,
         ).fetchone()
         drift = conn.execute(
