@@ -28,6 +28,7 @@ from typing import Any, Final
 from unittest import mock
 
 import psutil
+from psycopg import Cursor
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine, text
@@ -35,12 +36,15 @@ from sqlalchemy import Engine, text
 from benchmarks.databases import CUSTOMER, execute, own_server
 from benchmarks.machine import describe_machine
 from benchmarks.model import write_model
+from pipeline.billing.charging import Charged
 from pipeline.billing.rating import TokenUsage
 from pipeline.embedded import EmbeddedPostgres
 from pipeline.jobs.claiming import ClaimedSlice, claim_slice, load_requests
+from pipeline.jobs.lines import output_line
 from pipeline.jobs.recording import RequestOutcome, record_outcomes
 from pipeline.settings import Settings
 from pipeline.tables import OutcomeKind
+from pipeline.tables.arrays import numbers
 from pipeline.tables.migrating import migrate
 from pipeline.tables.session import make_engine
 from workers.backends.echo import EchoEngine
@@ -57,13 +61,57 @@ SLICE_REQUESTS: Final = 500
 TARGET: Final = 0.85
 MODEL: Final = "tiny"
 
-#: What is left out in each kind of round: names in `pipeline.jobs.recording`, and what they return instead.
-KINDS: Final[dict[str, dict[str, Any]]] = {
+_INSERT_ANSWERS: Final = """
+    INSERT INTO results (request_id, batch_id, body, num_line_bytes, slice_id, lease_epoch, output_token_ids, group_id)
+    SELECT o.*, %(group_id)s
+    FROM unnest(%(ids)s::bigint[], %(batch_ids)b::text[], %(bodies)b::text[], %(sizes)s::bigint[],
+                %(slice_ids)s::bigint[], %(epochs)s::bigint[], %(token_ids)b::bytea[]) AS o
+"""
+
+
+def _insert_answers_alone(cursor: Cursor[Any], succeeded: Sequence[RequestOutcome], _: object) -> None:
+    """As `pipeline.jobs.answers` does, without what was used for them and what they cost."""
+    bodies = [outcome.body or "" for outcome in succeeded]
+    values = {
+        "group_id": succeeded[0].claimed.group_id,
+        "ids": numbers([outcome.request_id for outcome in succeeded]),
+        "batch_ids": [outcome.claimed.batch_id for outcome in succeeded],
+        "bodies": bodies,
+        "sizes": numbers(
+            [
+                len(output_line(outcome.request_id, outcome.custom_id, body))
+                for outcome, body in zip(succeeded, bodies, strict=True)
+            ]
+        ),
+        "slice_ids": numbers([outcome.claimed.id for outcome in succeeded]),
+        "epochs": numbers([outcome.claimed.lease_epoch for outcome in succeeded]),
+        "token_ids": [outcome.output_token_ids for outcome in succeeded],
+    }
+    cursor.execute(_INSERT_ANSWERS, values)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """In the place of what is left out."""
+
+
+#: What is left out in each kind of round: names in `pipeline.jobs.recording`, and what is called in their place.
+KINDS: Final[dict[str, dict[str, Callable[..., Any]]]] = {
     "as it is": {},
-    "without billing": {"charge": [], "add_usage": None},
-    "without roll-ups": {"add_usage": None},
-    "without budgets": {"holds.settle": None, "holds.announce": None},
-    "without shares": {"settle": None},
+    "without billing": {
+        "ask_rates": _nothing,
+        "found_rates": lambda _: ({}, {}),
+        "charge": lambda *_: Charged(),
+        "insert_answers": _insert_answers_alone,
+        "add_usage": _nothing,
+    },
+    "with prices looked up alone": {
+        "charge": lambda *_: Charged(),
+        "insert_answers": _insert_answers_alone,
+        "add_usage": _nothing,
+    },
+    "without roll-ups": {"add_usage": _nothing},
+    "without budgets": {"holds.settle": _nothing, "holds.announce": _nothing},
+    "without shares": {"settle": _nothing},
 }
 
 _BATCH: Final = """
@@ -217,15 +265,11 @@ def _took(database: Engine, batch_id: str) -> float:
 
 
 @contextmanager
-def leaving_out(names: dict[str, Any]) -> Iterator[None]:
+def leaving_out(names: dict[str, Callable[..., Any]]) -> Iterator[None]:
     with ExitStack() as stack:
-        for name, returned in names.items():
-            stack.enter_context(mock.patch(f"pipeline.jobs.recording.{name}", _nothing(returned)))
+        for name, instead in names.items():
+            stack.enter_context(mock.patch(f"pipeline.jobs.recording.{name}", instead))
         yield
-
-
-def _nothing(returned: Any) -> Callable[..., Any]:
-    return lambda *_, **__: returned
 
 
 def _claim(

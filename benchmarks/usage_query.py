@@ -1,10 +1,10 @@
-"""How long the usage and the costs of one key and month take, over ten million usage events.
+"""How long the usage and the costs of one key and month take, over ten million meters of answers.
 
     python -m benchmarks.usage_query [--events 10000000]
 
-Generates the events in SQL, of one month and 20 keys of a tenant, has the roll-ups made from them as
+Generates the answers in SQL, of one month and 20 keys of a tenant, has the roll-ups made from them as
 `ryzanstein usage rebuild-rollups` does, and asks for a month of one key by day, by hour and by line item; and of all
-keys. The same sum over the events themselves is the peer. Needs 8 GB of disk, and takes minutes. Writes
+keys. The same sum over the answers themselves is the peer. Needs 8 GB of disk, and takes minutes. Writes
 `benchmarks/results/usage-query.json`.
 """
 
@@ -26,7 +26,7 @@ from rich.table import Table
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from benchmarks.databases import execute, own_server
+from benchmarks.databases import CUSTOMER, execute, own_server
 from benchmarks.machine import describe_machine
 from pipeline.billing.rollups import rebuild
 from pipeline.billing.usage_buckets import CostsBy, UsageBy, Wanted, Width, cost_results, usage_results
@@ -43,19 +43,27 @@ NUM_METERS: Final = 3
 NUM_TIMES: Final = 20
 MONTH: Final = (datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
 
-_EVENTS: Final = """
-    INSERT INTO usage_events (request_id, meter, quantity, tenant_id, api_key_id, batch_id, model, group_id, engine_ms,
-                              occurred_at)
-    SELECT r, m.meter, 1 + r % 997, 'tenant_1', 'key_' || r % {keys}, 'batch_' || r / 50000,
-           CASE WHEN r % 3 = 0 THEN 'large' ELSE 'tiny' END, 'group-' || r % 4,
-           CASE m.meter WHEN 'output' THEN 30 ELSE 0 END,
-           timestamptz '2026-10-01 00:00Z' + (r - {first}) * interval '31 days' / {requests}
-    FROM generate_series({first}, {last}) r, (VALUES ('input_uncached'), ('input_cached'), ('output')) AS m (meter)
+#: Answered side by side, all month long.
+NUM_BATCHES: Final = 600
+
+_BATCHES: Final = """
+    INSERT INTO api_keys (id, tenant_id, name, short_id, secret_hash)
+    SELECT 'key_' || n, 'tenant_1', 'k' || n, 's' || n, '' FROM generate_series(0, {keys}) n ON CONFLICT DO NOTHING;
+    INSERT INTO batches (id, tenant_id, api_key_id, input_file_id, endpoint, completion_window, on_invalid, status,
+                         expires_at, model)
+    SELECT 'batch_' || n, 'tenant_1', 'key_' || n % {keys}, 'file_1', '/v1/completions', '24h', 'fail', 'completed',
+           now(), CASE WHEN n % 3 = 0 THEN 'large' ELSE 'tiny' END
+    FROM generate_series(0, {batches} - 1) n
 """
-_LINES: Final = """
-    INSERT INTO rated_lines (request_id, meter, rate_card_id, ledger_transaction_id, quantity, unit_price, amount,
-                             currency)
-    SELECT request_id, meter, 1, 1, quantity, 0.137, quantity * 0.137 * 0.000001 * 0.667, 'USD' FROM usage_events
+_RESULTS: Final = """
+    INSERT INTO results (request_id, batch_id, body, num_line_bytes, slice_id, lease_epoch, group_id, created_at,
+                         tenant_id, num_uncached_tokens, num_cached_tokens, num_output_tokens, engine_ms, rate_card_id,
+                         ledger_transaction_id, uncached_amount, cached_amount, output_amount)
+    SELECT r, 'batch_' || r % {batches}, '{{}}', 2, 1, 1, 'group-' || r % 4,
+           timestamptz '2026-10-01 00:00Z' + (r - {first}) * interval '31 days' / {requests},
+           'tenant_1', 1 + r % 997, 1 + r % 97, 1 + r % 499, 30, 1, 1, (1 + r % 997) * 0.137 * 0.000001 * 0.667,
+           (1 + r % 97) * 0.137 * 0.000001 * 0.667, (1 + r % 499) * 0.137 * 0.000001 * 0.667
+    FROM generate_series({first}, {last}) r
 """
 #: Rows beside those of the rebuilt shard, which is one: as many as groups that record at once would have made.
 _AS_OF_FOUR_GROUPS: Final = """
@@ -68,7 +76,7 @@ _AS_OF_FOUR_GROUPS: Final = """
 _FROM_EVENTS: Final = text("""
     SELECT date_trunc('day', occurred_at, 'UTC'), sum(quantity) FILTER (WHERE meter <> 'output'),
            sum(quantity) FILTER (WHERE meter = 'output')
-    FROM usage_events
+    FROM metered_usage
     WHERE tenant_id = 'tenant_1' AND api_key_id = 'key_7' AND occurred_at >= :starts_at AND occurred_at < :ends_at
     GROUP BY 1 ORDER BY 1
 """)
@@ -123,13 +131,14 @@ def measure(server: EmbeddedPostgres, results: Results) -> None:
 
 
 def _fill(server: EmbeddedPostgres, num_requests: int) -> None:
-    execute(server.url, "INSERT INTO tenants (id, name) VALUES ('tenant_1', 'acme')")
+    execute(server.url, CUSTOMER.format(model="tiny", path="/models/tiny"))
     with psycopg.connect(server.url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as conn:
         [first] = conn.execute("SELECT (request_month(now()) << 40) + 1").fetchone() or [0]
     values = {"first": first, "last": first + num_requests - 1, "requests": num_requests, "keys": NUM_KEYS}
-    execute(server.url, _EVENTS.format(**values))
-    execute(server.url, _LINES)
-    execute(server.url, "VACUUM ANALYZE usage_events, rated_lines")
+    values["batches"] = NUM_BATCHES
+    execute(server.url, _BATCHES.format(**values))
+    execute(server.url, _RESULTS.format(**values))
+    execute(server.url, "VACUUM ANALYZE results, batches")
 
 
 def _wanted(width: Width, *keys: str) -> Wanted:
@@ -153,7 +162,7 @@ QUESTIONS: Final[dict[str, Callable[[Session], object]]] = {
         session, _wanted(Width.DAY, "key_7"), [CostsBy.LINE_ITEM]
     ),
     "usage of the tenant, by day and key": lambda session: usage_results(session, _wanted(Width.DAY), [UsageBy.KEY]),
-    "peer: one key, by day, from the events": lambda session: session.execute(
+    "peer: one key, by day, from the answers": lambda session: session.execute(
         _FROM_EVENTS, {"starts_at": MONTH[0], "ends_at": MONTH[1]}
     ).all(),
 }

@@ -107,16 +107,16 @@ def check_ledger(stack: RunningStack, batch: Batch) -> None:
         ).fetchone()
         events = conn.execute(
             "SELECT sum(quantity) FILTER (WHERE meter <> 'output'), sum(quantity) FILTER (WHERE meter = 'output'),"
-            " count(DISTINCT request_id) FROM usage_events WHERE batch_id = %s",
+            " count(DISTINCT request_id) FROM metered_usage WHERE batch_id = %s",
             one,
         ).fetchone()
         unrated = conn.execute(
-            "SELECT count(*) FROM usage_events e LEFT JOIN rated_lines r USING (request_id, meter)"
-            " WHERE e.batch_id = %s AND (r.request_id IS NULL OR r.quantity <> e.quantity OR r.revision <> 1)",
+            "SELECT count(*) FROM rated_usage"
+            " WHERE batch_id = %s AND (revision IS NULL OR rated_quantity <> quantity OR revision <> 1)",
             one,
         ).fetchone()
         drift = conn.execute(
-            "SELECT (SELECT coalesce(sum(amount), 0) FROM rated_lines) - (SELECT coalesce(sum(e.amount), 0)"
+            "SELECT (SELECT coalesce(sum(amount), 0) FROM usage_prices) - (SELECT coalesce(sum(e.amount), 0)"
             " FROM ledger_entries e JOIN ledger_accounts a ON a.id = e.account_id WHERE a.kind = 'receivable')"
         ).fetchone()
     completed = batch.request_counts.completed

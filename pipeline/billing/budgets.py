@@ -31,12 +31,12 @@ THRESHOLDS: Final = (80, 100)
 # The month so far is read from what was rated, in the same transaction in which nobody records for the tenant.
 _SPENT_THIS_MONTH: Final = text("""
     INSERT INTO budget_uses AS u (budget_id, period_start, spent)
-    SELECT :budget_id, CAST(date_trunc('month', now() AT TIME ZONE 'UTC') AS date), coalesce(sum(l.amount), 0)
-    FROM usage_events e JOIN rated_lines l ON l.request_id = e.request_id AND l.meter = e.meter AND l.revision = 1
-    WHERE e.tenant_id = :tenant_id AND l.currency = :currency
-      AND e.occurred_at >= date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
-      AND (CAST(:project_id AS text) IS NULL OR e.project_id = :project_id)
-      AND (CAST(:api_key_id AS text) IS NULL OR e.api_key_id = :api_key_id)
+    SELECT :budget_id, CAST(date_trunc('month', now() AT TIME ZONE 'UTC') AS date), coalesce(sum(amount), 0)
+    FROM usage_prices
+    WHERE tenant_id = :tenant_id AND revision = 1 AND currency = :currency
+      AND occurred_at >= date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
+      AND (CAST(:project_id AS text) IS NULL OR project_id = :project_id)
+      AND (CAST(:api_key_id AS text) IS NULL OR api_key_id = :api_key_id)
     ON CONFLICT (budget_id, period_start) DO NOTHING
 """)
 _INHERIT_USES: Final = text("""

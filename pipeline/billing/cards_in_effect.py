@@ -6,15 +6,17 @@ Of a slice that budgets hold room for, it is the card that this room was counted
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
 
+from psycopg import Cursor
 from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
+from pipeline.billing.ledger import Accounts
 from pipeline.billing.pricing import Rate, Tier
 from pipeline.billing.rating import Rates
 from pipeline.tables.batches import ServiceClass
@@ -60,9 +62,15 @@ _RATES_OF_BATCHES: Final = text(f"""
     ) wanted {_JOIN_CARD}
 """)  # noqa: S608 — all of it is ours
 
-#: Of claimed slices, for psycopg; `rates_by_slice` reads its rows.
-RATES_OF_SLICES: Final = f"""
-    SELECT wanted.slice_ids, {_COLUMNS}
+# Of claimed slices, for psycopg, with the accounts of the ledger that their prices are posted to.
+_RATES_OF_SLICES: Final = f"""
+    SELECT wanted.slice_ids, wanted.tenant_id,
+           (SELECT id FROM ledger_accounts a
+            WHERE a.kind = 'receivable' AND a.tenant_id = wanted.tenant_id AND a.currency = k.currency
+              AND a.grant_id IS NULL),
+           (SELECT id FROM ledger_accounts a
+            WHERE a.kind = 'revenue' AND a.tenant_id IS NULL AND a.currency = k.currency AND a.grant_id IS NULL),
+           {_COLUMNS}
     FROM (
         SELECT array_agg(s.id) AS slice_ids, b.tenant_id, b.model, b.service_class, now() AS at,
                coalesce(b.rate_card_id, held.rate_card_id) AS rate_card_id
@@ -131,10 +139,26 @@ def find_rates_of_batches(session: Session | Connection, batch_ids: Sequence[str
     return {batch_id: rates for batch_id, rates in found if rates is not None}
 
 
-def rates_by_slice(rows: Sequence[tuple[Any, ...]]) -> dict[int, Rates]:
-    """From rows of RATES_OF_SLICES; without those that nothing prices."""
-    found = ((slice_ids, rates_of(tuple(row))) for slice_ids, *row in rows)
-    return {slice_id: rates for slice_ids, rates in found if rates is not None for slice_id in slice_ids}
+def ask_rates(cursor: Cursor[Any], slice_ids: Iterable[int]) -> None:
+    """What claimed slices cost now; waits for no answer, which `found_rates` reads."""
+    cursor.execute(_RATES_OF_SLICES, {"slice_ids": list(slice_ids)})
+
+
+def found_rates(cursor: Cursor[Any]) -> tuple[dict[int, Rates], dict[tuple[str, str], Accounts]]:
+    """Rates by slice, and the accounts that they are posted to by tenant and currency.
+
+    Without slices that nothing prices, and without accounts that nobody has opened yet.
+    """
+    rates: dict[int, Rates] = {}
+    accounts: dict[tuple[str, str], Accounts] = {}
+    for slice_ids, tenant_id, receivable, revenue, *card in cursor.fetchall():
+        of_card = rates_of(tuple(card))
+        if of_card is None:
+            continue
+        rates |= dict.fromkeys(slice_ids, of_card)
+        if receivable is not None and revenue is not None:
+            accounts[tenant_id, of_card.currency] = Accounts(receivable, revenue)
+    return rates, accounts
 
 
 @lru_cache(maxsize=256)  # published cards never change, and the key is all of their content

@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 #: Days of a month in which the invoices of the one before are looked for.
 _DAYS: Final = 7
 
-# By index, tenant by tenant: the events of a month can be millions. Of whoever was billed before there may be
+# By index, tenant by tenant: the answers of a month can be millions. Of whoever was billed before there may be
 # corrections. Who has a draft that was made while the month ran may have used another currency since.
 _TENANTS: Final = text("""
     SELECT t.id FROM tenants t
@@ -28,6 +28,9 @@ _TENANTS: Final = text("""
     )
     AND (
         EXISTS (
+            SELECT FROM results a WHERE a.tenant_id = t.id AND a.created_at >= :begin AND a.created_at < :end
+        )
+        OR EXISTS (
             SELECT FROM usage_events u WHERE u.tenant_id = t.id AND u.occurred_at >= :begin AND u.occurred_at < :end
         )
         OR EXISTS (SELECT FROM contracts c WHERE c.tenant_id = t.id AND c.commitment IS NOT NULL)

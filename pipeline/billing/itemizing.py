@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from pipeline.billing.documents import Item
 from pipeline.billing.rating import exact_sum
-from pipeline.billing.reports import Month, prices_event
-from pipeline.tables import ApiKey, Invoice, InvoiceItem, InvoiceStatus, Meter, Project, RatedLine, UsageEvent
+from pipeline.billing.reports import Month
+from pipeline.tables import ApiKey, Invoice, InvoiceItem, InvoiceStatus, Meter, Project, RatedUsage
 from pipeline.tables.rates import Pricing, Rate
 
 #: Of an item, all but what is counted.
@@ -34,12 +34,11 @@ _KEY: Final = (
 def currencies_used(session: Session, tenant_id: str, month: Month) -> list[str]:
     """Currencies in which the usage of a month is rated."""
     query = (
-        select(RatedLine.currency)
-        .select_from(UsageEvent)
-        .join(RatedLine, prices_event())
-        .where(UsageEvent.tenant_id == tenant_id, *_within(month))
+        select(RatedUsage.currency)
+        .select_from(RatedUsage)
+        .where(RatedUsage.tenant_id == tenant_id, RatedUsage.revision.is_not(None), *_within(month))
         .distinct()
-        .order_by(RatedLine.currency)
+        .order_by(RatedUsage.currency)
     )
     return list(session.scalars(query))
 
@@ -47,36 +46,35 @@ def currencies_used(session: Session, tenant_id: str, month: Month) -> list[str]
 def usage_items(session: Session, tenant_id: str, month: Month, currency: str) -> list[Item]:
     """All usage of a month, rated as it is now."""
     # A price that one number tells; of tiers and packages it does not.
-    price = case((and_(Rate.pricing == Pricing.FLAT, Rate.minimum == 0), RatedLine.unit_price)).label("unit_price")
-    day = cast(func.timezone("UTC", UsageEvent.occurred_at), Date).label("day")
+    price = case((and_(Rate.pricing == Pricing.FLAT, Rate.minimum == 0), RatedUsage.unit_price)).label("unit_price")
+    day = cast(func.timezone("UTC", RatedUsage.occurred_at), Date).label("day")
     keys = (
         day,
-        UsageEvent.project_id,
-        UsageEvent.api_key_id,
-        UsageEvent.model,
-        UsageEvent.meter,
-        UsageEvent.service_class,
-        RatedLine.rate_card_id,
+        RatedUsage.project_id,
+        RatedUsage.api_key_id,
+        RatedUsage.model,
+        RatedUsage.meter,
+        RatedUsage.service_class,
+        RatedUsage.rate_card_id,
         price,
     )
     query = (
         select(
             *keys,
             func.count().label("num_events"),
-            func.sum(RatedLine.quantity).label("quantity"),
-            func.sum(RatedLine.amount).label("exact"),
+            func.sum(RatedUsage.rated_quantity).label("quantity"),
+            func.sum(RatedUsage.amount).label("exact"),
         )
-        .select_from(UsageEvent)
-        .join(RatedLine, prices_event())
+        .select_from(RatedUsage)
         .outerjoin(
             Rate,
             and_(
-                Rate.rate_card_id == RatedLine.rate_card_id,
-                Rate.model == UsageEvent.model,
-                Rate.meter == RatedLine.meter,
+                Rate.rate_card_id == RatedUsage.rate_card_id,
+                Rate.model == RatedUsage.model,
+                Rate.meter == RatedUsage.meter,
             ),
         )
-        .where(UsageEvent.tenant_id == tenant_id, RatedLine.currency == currency, *_within(month))
+        .where(RatedUsage.tenant_id == tenant_id, RatedUsage.currency == currency, *_within(month))
         .group_by(*keys)
     )
     return [_item(row) for row in session.execute(query)]
@@ -178,7 +176,7 @@ def item_names(session: Session, items: Sequence[Item]) -> dict[str, str]:
 
 
 def _within(month: Month) -> tuple[Any, Any]:
-    return UsageEvent.occurred_at >= month.start, UsageEvent.occurred_at < month.end
+    return RatedUsage.occurred_at >= month.start, RatedUsage.occurred_at < month.end
 
 
 def _item(row: Row[*tuple[Any, ...]]) -> Item:

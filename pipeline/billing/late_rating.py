@@ -25,8 +25,7 @@ from pipeline.tables import Meter, ServiceClass
 _CHUNK: Final = 1_000
 
 UNRATED: Final = """
-    FROM usage_events u
-    WHERE NOT EXISTS (SELECT FROM rated_lines l WHERE l.request_id = u.request_id AND l.meter = u.meter)
+    FROM rated_usage u WHERE u.revision IS NULL
 """
 _EVENTS: Final = f"""
     SELECT u.request_id, u.meter, u.quantity, u.tenant_id, u.model, u.service_class, u.occurred_at, u.batch_id,

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from psycopg import Cursor
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from pipeline.tables import LedgerTransaction
+from pipeline.tables.arrays import numbers, words
 
 
 class Account(StrEnum):
@@ -40,6 +41,66 @@ class Posting(StrEnum):
     CREDIT_EXPIRED = "credit_expired"  #: Credit reached its end.
     INVOICE = "invoice"  #: An invoice was issued, or taken back; see `pipeline/billing/closing.py`.
     CREDIT_NOTE = "credit_note"  #: Part of a cost was given back; see `credit_notes`.
+
+
+class Accounts(NamedTuple):
+    """Ids of the accounts that usage of a tenant in a currency is posted to."""
+
+    receivable: int
+    revenue: int
+
+
+class UsageSum(NamedTuple):
+    """What answers of a tenant that are written together cost: one transaction of the ledger."""
+
+    idempotency_key: str
+    tenant_id: str
+    accounts: Accounts
+    amount: Decimal
+
+
+#: The start of a statement that writes what the ledger has the sums of; its rows find their transactions in `posted`,
+#: by key. A key that was used before is a UniqueViolation. `posting_values` gives its parameters.
+POSTED: Final = """
+    WITH sums AS (
+        SELECT * FROM unnest(%(posted_keys)s::text[], %(posted_tenants)s::text[], %(receivables)s::bigint[],
+                             %(revenues)s::bigint[], %(posted_amounts)s::numeric[])
+            AS s (idempotency_key, tenant_id, receivable, revenue, amount)
+    ), posted AS (
+        INSERT INTO ledger_transactions (idempotency_key, tenant_id) SELECT idempotency_key, tenant_id FROM sums
+        RETURNING id, idempotency_key
+    ), entries AS (
+        INSERT INTO ledger_entries (transaction_id, account_id, amount)
+        SELECT posted.id, e.account_id, e.amount FROM posted JOIN sums USING (idempotency_key)
+        CROSS JOIN LATERAL (VALUES (sums.receivable, sums.amount), (sums.revenue, - sums.amount))
+            AS e (account_id, amount)
+    )
+"""
+
+
+def posting_values(sums: Sequence[UsageSum]) -> dict[str, str]:
+    return {
+        "posted_keys": words([one.idempotency_key for one in sums]),
+        "posted_tenants": words([one.tenant_id for one in sums]),
+        "receivables": numbers([one.accounts.receivable for one in sums]),
+        "revenues": numbers([one.accounts.revenue for one in sums]),
+        "posted_amounts": numbers([one.amount for one in sums]),
+    }
+
+
+_ACCOUNTS: Final = """
+    SELECT r.id, v.id FROM ledger_accounts r JOIN ledger_accounts v USING (currency)
+    WHERE r.kind = 'receivable' AND r.tenant_id = %(tenant_id)s AND r.grant_id IS NULL AND r.currency = %(currency)s
+      AND v.kind = 'revenue' AND v.tenant_id IS NULL AND v.grant_id IS NULL
+"""
+
+
+def open_accounts(cursor: Cursor[Any], tenant_id: str, currency: str) -> Accounts:
+    """For the first answer of a tenant in a currency; waits for the answer, and for whoever else opens them."""
+    owner = {"tenant_id": tenant_id, "currency": currency}
+    cursor.execute(_OPEN_ACCOUNTS, owner)
+    [(receivable, revenue)] = cursor.execute(_ACCOUNTS, owner).fetchall()
+    return Accounts(receivable, revenue)
 
 
 _OPEN_ACCOUNTS: Final = """

@@ -23,16 +23,15 @@ from pipeline.tables import CreditNote, CreditReason, LedgerTransaction
 #: As the columns of money have it. A credit is rounded to it, half away from zero.
 _SCALE: Final = Decimal("0.000000000000001")
 
-# Of each usage event the line that supersedes all others. A batch that was cancelled was not awaited any more.
+# A batch that was cancelled was not awaited any more.
 _COST: Final = text("""
-    SELECT b.tenant_id, current.currency, sum(current.amount) AS amount
-    FROM batches b CROSS JOIN LATERAL (
-        SELECT DISTINCT ON (l.request_id, l.meter) l.currency, l.amount
-        FROM usage_events e JOIN rated_lines l ON l.request_id = e.request_id AND l.meter = e.meter
-        WHERE e.batch_id = b.id ORDER BY l.request_id, l.meter, l.revision DESC
-    ) current
-    WHERE b.id = :batch_id AND (b.status = 'expired' OR b.status = 'completed' AND b.completed_at > b.expires_at)
-    GROUP BY b.tenant_id, current.currency ORDER BY current.currency
+    SELECT u.tenant_id, u.currency, sum(u.amount) AS amount
+    FROM rated_usage u
+    WHERE u.batch_id = :batch_id AND u.revision IS NOT NULL AND EXISTS (
+        SELECT FROM batches b WHERE b.id = :batch_id
+          AND (b.status = 'expired' OR b.status = 'completed' AND b.completed_at > b.expires_at)
+    )
+    GROUP BY u.tenant_id, u.currency ORDER BY u.currency
 """)
 
 

@@ -42,11 +42,11 @@ _SOURCES: Final = """
     JOIN batches b ON b.id = r.batch_id
     JOIN LATERAL (
         SELECT json_agg(json_build_array(
-                   l.meter, l.quantity, CASE WHEN p.pricing = 'flat' AND p.minimum = 0 THEN l.unit_price END::text,
-                   l.amount::text
+                   l.meter, l.rated_quantity,
+                   CASE WHEN p.pricing = 'flat' AND p.minimum = 0 THEN l.unit_price END::text, l.amount::text
                ) ORDER BY l.meter)::text AS meters,
                min(l.currency) AS currency, min(l.rate_card_id) AS rate_card_id, count(*) AS num_lines
-        FROM rated_lines l
+        FROM usage_prices l
         LEFT JOIN rates p ON p.rate_card_id = l.rate_card_id AND p.model = b.model AND p.meter = l.meter
         WHERE l.request_id = r.id AND l.revision = 1
     ) l ON true
@@ -55,15 +55,14 @@ _SOURCES: Final = """
 _OF_BATCH: Final = text(f"""
     SELECT {_COLUMNS} FROM requests r JOIN results a ON a.request_id = r.id {_SOURCES}
     WHERE r.batch_id = :batch_id AND r.line > :after AND r.line <= :last AND a.output_token_ids IS NOT NULL
-      AND l.num_lines = (SELECT count(*) FROM usage_events u WHERE u.request_id = r.id)
+      AND l.num_lines = (SELECT count(*) FROM metered_usage u WHERE u.request_id = r.id)
     ORDER BY r.line
 """)  # noqa: S608 — all of it is ours
 _OF_MONTH: Final = text(f"""
-    SELECT {_COLUMNS} FROM usage_events u JOIN results a ON a.request_id = u.request_id
-    JOIN requests r ON r.id = u.request_id {_SOURCES}
-    WHERE u.tenant_id = :tenant_id AND u.occurred_at >= :begin AND u.occurred_at < :end AND u.meter = 'output'
-      AND b.has_receipts AND a.output_token_ids IS NOT NULL AND l.currency = :currency AND u.request_id > :after
-    ORDER BY u.request_id LIMIT :limit
+    SELECT {_COLUMNS} FROM results a JOIN requests r ON r.id = a.request_id {_SOURCES}
+    WHERE b.tenant_id = :tenant_id AND b.has_receipts AND a.created_at >= :begin AND a.created_at < :end
+      AND a.output_token_ids IS NOT NULL AND l.currency = :currency AND a.request_id > :after
+    ORDER BY a.request_id LIMIT :limit
 """)  # noqa: S608
 #: Answers that are in memory at once while the receipts of a month are hashed.
 _PAGE: Final = 2_000

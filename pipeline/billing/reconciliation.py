@@ -84,13 +84,13 @@ _POSTED_IN_MONTH: Final = """
 """
 _BATCHES: Final = f"""
     used AS (
-        SELECT DISTINCT u.batch_id, u.tenant_id FROM usage_events u
+        SELECT DISTINCT u.batch_id, u.tenant_id FROM metered_usage u
         WHERE {_OF_MONTH}
           AND NOT EXISTS (SELECT FROM dropped_batches d WHERE d.batch_id = u.batch_id)
     ), metered AS (
         SELECT u.batch_id, sum(u.quantity) AS num_tokens, sum(u.engine_ms) AS engine_ms,
                sum(u.quantity) FILTER (WHERE u.meter <> 'input_cached') AS num_computed
-        FROM usage_events u WHERE u.batch_id IN (SELECT batch_id FROM used) GROUP BY u.batch_id
+        FROM metered_usage u WHERE u.batch_id IN (SELECT batch_id FROM used) GROUP BY u.batch_id
     ), attempted AS (
         SELECT a.batch_id, sum(a.num_tokens) AS num_computed, sum(a.engine_ms) AS engine_ms,
                bool_or(a.engine_ms IS NULL AND a.num_succeeded > 0) AS is_unknown
@@ -118,34 +118,26 @@ _QUERIES: Final = {
         SELECT u.tenant_id, '' AS currency, count(*) {UNRATED} AND {_OF_MONTH} GROUP BY u.tenant_id
     """,
     RATED_TOKENS: f"""
-        SELECT u.tenant_id, '' AS currency, sum(abs(l.quantity - u.quantity))
-        FROM usage_events u JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter
-        WHERE {_OF_MONTH} GROUP BY u.tenant_id
+        SELECT u.tenant_id, '' AS currency, sum(abs(u.rated_quantity - u.quantity))
+        FROM usage_prices u WHERE {_OF_MONTH} GROUP BY u.tenant_id
     """,  # noqa: S608
     # Of flat prices; the others are rated again. A line that differs in its price or currency counts as one unit of the
     # last digit, at least.
     RATED_AMOUNT: f"""
-        SELECT u.tenant_id, l.currency, sum(greatest(
-            abs(l.amount - l.quantity * r.unit_price / 1000000 * (1 - k.batch_discount) * CASE u.service_class
+        SELECT u.tenant_id, u.currency, sum(greatest(
+            abs(u.amount - u.rated_quantity * r.unit_price / 1000000 * (1 - k.batch_discount) * CASE u.service_class
                 WHEN 'priority' THEN k.priority_multiplier WHEN 'flex' THEN k.flex_multiplier ELSE 1 END),
-            CASE WHEN l.unit_price IS DISTINCT FROM r.unit_price OR l.currency <> k.currency
+            CASE WHEN u.unit_price IS DISTINCT FROM r.unit_price OR u.currency <> k.currency
                 THEN 0.000000000000001 ELSE 0 END
         ))
-        FROM usage_events u JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter
-        JOIN rate_cards k ON k.id = l.rate_card_id
-        JOIN rates r ON r.rate_card_id = k.id AND r.model = u.model AND r.meter = l.meter
-        WHERE r.pricing = 'flat' AND r.minimum = 0 AND {_OF_MONTH} GROUP BY u.tenant_id, l.currency
+        FROM usage_prices u JOIN rate_cards k ON k.id = u.rate_card_id
+        JOIN rates r ON r.rate_card_id = k.id AND r.model = u.model AND r.meter = u.meter
+        WHERE r.pricing = 'flat' AND r.minimum = 0 AND {_OF_MONTH} GROUP BY u.tenant_id, u.currency
     """,  # noqa: S608
     # Of lines whose month was dropped, the roll-ups have the sum.
     LEDGER: f"""
         SELECT tenant_id, currency, sum(amount) FROM (
-            SELECT u.tenant_id, l.currency, l.amount
-            FROM usage_events u JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter
-            AND NOT EXISTS (
-                SELECT FROM rated_lines n
-                WHERE n.request_id = l.request_id AND n.meter = l.meter AND n.revision > l.revision
-            )
-            WHERE {_OF_MONTH}
+            SELECT u.tenant_id, u.currency, u.amount FROM rated_usage u WHERE u.revision IS NOT NULL AND {_OF_MONTH}
             UNION ALL
             SELECT u.tenant_id, u.currency, u.amount FROM (SELECT *, starts_at AS occurred_at FROM archived_usage) u
             WHERE u.currency <> '' AND {_OF_MONTH}

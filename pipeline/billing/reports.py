@@ -14,13 +14,13 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Numeric, Row, Select, and_, cast, func, select
-from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+from sqlalchemy import ColumnElement, Numeric, Row, Select, cast, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from pipeline.billing.currencies import round_to_minor, rounding_of
 from pipeline.billing.rating import exact_sum
 from pipeline.errors import UserError
-from pipeline.tables import ApiKey, ArchivedUsage, Meter, Pricing, Rate, RateCard, RatedLine, Tenant, UsageEvent
+from pipeline.tables import ApiKey, ArchivedUsage, Meter, MeteredUsage, Pricing, Rate, RateCard, RatedUsage, Tenant
 
 
 class DroppedUsageError(UserError):
@@ -156,15 +156,15 @@ def usage_report(
     Raises DroppedUsageError where retention has dropped events of the month.
     """
     check_all_kept(session, month, tenant_id)
-    keys = _keys(by)
+    keys = _keys(MeteredUsage, by)
     query = (
         select(
             *keys.values(),
-            _count_requests(UsageEvent.meter),
-            *(_tokens(UsageEvent.meter, UsageEvent.quantity, meter) for meter in Meter),
-            func.sum(UsageEvent.engine_ms).label("engine_ms"),
+            _count_requests(MeteredUsage.meter),
+            *(_tokens(MeteredUsage.meter, MeteredUsage.quantity, meter) for meter in Meter),
+            func.sum(MeteredUsage.engine_ms).label("engine_ms"),
         )
-        .select_from(UsageEvent)
+        .select_from(MeteredUsage)
         .group_by(*keys.values())
         .order_by(*keys.values())
     )
@@ -177,7 +177,7 @@ def usage_report(
             num_output_tokens=int(row.output_tokens),
             engine_ms=int(row.engine_ms),
         )
-        for row in session.execute(_of_month(query, month, tenant_id))
+        for row in session.execute(_of_month(query, MeteredUsage, month, tenant_id))
     ]
 
 
@@ -188,27 +188,26 @@ def bills(session: Session, month: Month, *, tenant_id: str | None = None, by: S
     """
     check_all_kept(session, month, tenant_id)
     check_all_rated(session, month, tenant_id)
-    keys = _keys(by)
+    keys = _keys(RatedUsage, by)
     query = (
         select(
             *keys.values(),
-            RatedLine.currency,
+            RatedUsage.currency,
             _price(Meter.INPUT_UNCACHED, "input_price"),
             _price(Meter.INPUT_CACHED, "cached_input_price"),
             _price(Meter.OUTPUT, "output_price"),
             RateCard.batch_discount,
-            _count_requests(RatedLine.meter),
-            *(_tokens(RatedLine.meter, RatedLine.quantity, meter) for meter in Meter),
+            _count_requests(RatedUsage.meter),
+            *(_tokens(RatedUsage.meter, RatedUsage.rated_quantity, meter) for meter in Meter),
             *(_amount(meter) for meter in Meter),
         )
-        .select_from(UsageEvent)
-        .join(RatedLine, prices_event())
-        .join(RateCard, RateCard.id == RatedLine.rate_card_id)
-        .group_by(*keys.values(), RatedLine.currency, RateCard.id)
+        .select_from(RatedUsage)
+        .join(RateCard, RateCard.id == RatedUsage.rate_card_id)
+        .group_by(*keys.values(), RatedUsage.currency, RateCard.id)
         .order_by(*keys.values(), RateCard.id)
     )
     lines: dict[tuple[str, str, str], list[BillLine]] = defaultdict(list)
-    for row in session.execute(_of_month(query, month, tenant_id)):
+    for row in session.execute(_of_month(query, RatedUsage, month, tenant_id)):
         line = BillLine(
             group=_group(row, by),
             num_requests=row.num_requests,
@@ -233,19 +232,22 @@ def bills(session: Session, month: Month, *, tenant_id: str | None = None, by: S
 _KeyColumns = dict[str, ColumnElement[str] | InstrumentedAttribute[str]]
 
 
-def _keys(by: Sequence[By]) -> _KeyColumns:
-    keys: _KeyColumns = {"tenant": Tenant.name.label("tenant"), "tenant_id": UsageEvent.tenant_id}
-    keys["model"] = UsageEvent.model
+_Usage = type[MeteredUsage | RatedUsage]
+
+
+def _keys(usage: _Usage, by: Sequence[By]) -> _KeyColumns:
+    keys: _KeyColumns = {"tenant": Tenant.name.label("tenant"), "tenant_id": usage.tenant_id}
+    keys["model"] = usage.model
     if By.BATCH in by:
-        keys["batch_id"] = UsageEvent.batch_id
+        keys["batch_id"] = usage.batch_id
     if By.KEY in by:
         keys["api_key"] = ApiKey.name.label("api_key")
-        keys["api_key_id"] = UsageEvent.api_key_id
+        keys["api_key_id"] = usage.api_key_id
     return keys
 
 
 def _group(row: Row[Any], by: Sequence[By]) -> Group:
-    return Group(**{name: getattr(row, name) for name in _keys(by)})
+    return Group(**{name: getattr(row, name) for name in _keys(MeteredUsage, by)})
 
 
 def _count_requests(meter: InstrumentedAttribute[Meter]) -> ColumnElement[int]:
@@ -254,8 +256,10 @@ def _count_requests(meter: InstrumentedAttribute[Meter]) -> ColumnElement[int]:
 
 
 def _tokens(
-    meter: InstrumentedAttribute[Meter], quantity: InstrumentedAttribute[int], wanted: Meter
-) -> ColumnElement[int]:
+    meter: InstrumentedAttribute[Meter],
+    quantity: InstrumentedAttribute[int] | InstrumentedAttribute[int | None],
+    wanted: Meter,
+) -> ColumnElement[int | None]:
     return func.coalesce(func.sum(quantity).filter(meter == wanted), 0).label(f"{wanted}_tokens")
 
 
@@ -265,7 +269,7 @@ def _price(meter: Meter, name: str) -> ColumnElement[Decimal | None]:
         select(Rate.unit_price)
         .where(
             Rate.rate_card_id == RateCard.id,
-            Rate.model == UsageEvent.model,
+            Rate.model == RatedUsage.model,
             Rate.meter == meter,
             Rate.pricing == Pricing.FLAT,
             Rate.minimum == 0,
@@ -276,32 +280,19 @@ def _price(meter: Meter, name: str) -> ColumnElement[Decimal | None]:
 
 
 def _amount(wanted: Meter) -> ColumnElement[Decimal]:
-    total = func.sum(RatedLine.amount).filter(RatedLine.meter == wanted)
+    total = func.sum(RatedUsage.amount).filter(RatedUsage.meter == wanted)
     return cast(func.coalesce(total, 0), Numeric).label(f"{wanted}_amount")
 
 
-def prices_event() -> ColumnElement[bool]:
-    """The latest revision of the price of a usage event."""
-    newer = aliased(RatedLine)
-    is_superseded = (
-        select(newer.revision)
-        .where(
-            newer.request_id == RatedLine.request_id,
-            newer.meter == RatedLine.meter,
-            newer.revision > RatedLine.revision,
-        )
-        .exists()
-    )
-    return and_(RatedLine.request_id == UsageEvent.request_id, RatedLine.meter == UsageEvent.meter, ~is_superseded)
-
-
-def _of_month(query: Select[*tuple[Any, ...]], month: Month, tenant_id: str | None) -> Select[*tuple[Any, ...]]:
+def _of_month(
+    query: Select[*tuple[Any, ...]], usage: _Usage, month: Month, tenant_id: str | None
+) -> Select[*tuple[Any, ...]]:
     query = (
-        query.join(Tenant, Tenant.id == UsageEvent.tenant_id)
-        .join(ApiKey, ApiKey.id == UsageEvent.api_key_id)
-        .where(UsageEvent.occurred_at >= month.start, UsageEvent.occurred_at < month.end)
+        query.join(Tenant, Tenant.id == usage.tenant_id)
+        .join(ApiKey, ApiKey.id == usage.api_key_id)
+        .where(usage.occurred_at >= month.start, usage.occurred_at < month.end)
     )
-    return query if tenant_id is None else query.where(UsageEvent.tenant_id == tenant_id)
+    return query if tenant_id is None else query.where(usage.tenant_id == tenant_id)
 
 
 def check_all_kept(session: Session, month: Month, tenant_id: str | None) -> None:
@@ -320,10 +311,7 @@ def check_all_kept(session: Session, month: Month, tenant_id: str | None) -> Non
 
 def check_all_rated(session: Session, month: Month, tenant_id: str | None) -> None:
     """Raises UnratedUsageError where a usage event of the month has no price."""
-    is_rated = select(RatedLine.revision).where(
-        RatedLine.request_id == UsageEvent.request_id, RatedLine.meter == UsageEvent.meter
-    )
-    query = select(func.count()).select_from(UsageEvent).where(~is_rated.exists())
-    num_unrated = session.execute(_of_month(query, month, tenant_id)).scalar_one()
+    query = select(func.count()).select_from(RatedUsage).where(RatedUsage.revision.is_(None))
+    num_unrated = session.execute(_of_month(query, RatedUsage, month, tenant_id)).scalar_one()
     if num_unrated:
         raise UnratedUsageError(f"{num_unrated} usage events of {month} have no price; no bill is made without them.")

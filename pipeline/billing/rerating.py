@@ -36,9 +36,15 @@ _CHUNK: Final = 5_000
 
 _TENANTS: Final = text("""
     SELECT t.id, t.name FROM tenants t
-    WHERE (CAST(:tenant_id AS text) IS NULL OR t.id = :tenant_id) AND EXISTS (
-        SELECT FROM usage_events u
-        WHERE u.tenant_id = t.id AND u.occurred_at >= :month_start AND u.occurred_at < :month_end
+    WHERE (CAST(:tenant_id AS text) IS NULL OR t.id = :tenant_id) AND (
+        EXISTS (
+            SELECT FROM results a
+            WHERE a.tenant_id = t.id AND a.created_at >= :month_start AND a.created_at < :month_end
+        )
+        OR EXISTS (
+            SELECT FROM usage_events u
+            WHERE u.tenant_id = t.id AND u.occurred_at >= :month_start AND u.occurred_at < :month_end
+        )
     )
     ORDER BY t.name, t.id
 """)
@@ -46,17 +52,14 @@ _TENANTS: Final = text("""
 # Of a batch whose price was agreed, nothing is rated by another card.
 _LINES: Final = """
     SELECT u.request_id, u.meter, u.quantity, u.tenant_id, u.model, u.service_class,
-           l.rate_card_id, l.quantity_before, l.unit_price, l.amount, l.currency, l.revision, k.plan,
+           u.rate_card_id, u.quantity_before, u.unit_price, u.amount, u.currency, u.revision, k.plan,
            b.rate_card_id IS NOT NULL
-    FROM usage_events u
-    JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter AND NOT EXISTS (
-        SELECT FROM rated_lines n WHERE n.request_id = l.request_id AND n.meter = l.meter AND n.revision > l.revision
-    )
-    JOIN rate_cards k ON k.id = l.rate_card_id
+    FROM rated_usage u
+    JOIN rate_cards k ON k.id = u.rate_card_id
     JOIN batches b ON b.id = u.batch_id
     WHERE u.tenant_id = %(tenant_id)s AND u.occurred_at >= %(month_start)s AND u.occurred_at < %(month_end)s
       AND (NOT %(stepped)s OR NOT EXISTS (
-          SELECT FROM rates r WHERE r.rate_card_id = l.rate_card_id AND r.model = u.model AND r.meter = l.meter
+          SELECT FROM rates r WHERE r.rate_card_id = u.rate_card_id AND r.model = u.model AND r.meter = u.meter
             AND r.pricing = 'flat' AND r.minimum = 0
       ))
     ORDER BY u.occurred_at, u.request_id, u.meter

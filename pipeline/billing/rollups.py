@@ -16,7 +16,7 @@ from typing import Any, Final
 from psycopg import Cursor
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.billing.charging import SliceCharge
+from pipeline.billing.charges_by_slice import SliceCharge
 from pipeline.billing.pricing import ZERO
 from pipeline.billing.reports import Month
 from pipeline.tables.arrays import numbers, words
@@ -30,17 +30,10 @@ _KEY: Final = "period, starts_at, tenant_id, project_id, api_key_id, model, serv
 _SUMS: Final = "num_events, quantity, engine_ms, amount"
 _PERIODS: Final = "(VALUES ('hour'), ('day')) AS p (period)"
 
-#: The latest revision of an event's price, if it has one.
-_PRICE: Final = """
-    LEFT JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter AND NOT EXISTS (
-        SELECT FROM rated_lines n WHERE n.request_id = l.request_id AND n.meter = l.meter AND n.revision > l.revision
-    )
-"""
-
 #: What has no project is of the tenant's default one.
 _EVENT_KEY: Final = """
     u.tenant_id, coalesce(u.project_id, 'proj_' || md5(u.tenant_id)) AS project_id, u.api_key_id, u.model,
-    u.service_class, u.meter, coalesce(l.currency, '') AS currency
+    u.service_class, u.meter, coalesce(u.currency, '') AS currency
 """
 
 # Keys are sorted, so that no two transactions wait for each other's rows. Events are of the moment at which their
@@ -79,8 +72,8 @@ def _drift(condition: str) -> str:
                    service_class, meter, currency, {_SUMS}
             FROM (
                 SELECT {_EVENT_KEY}, u.occurred_at AS at, 1 AS num_events, u.quantity, u.engine_ms,
-                       coalesce(l.amount, 0) AS amount
-                FROM (SELECT *, occurred_at AS at FROM usage_events) u {_PRICE} WHERE {condition}
+                       coalesce(u.amount, 0) AS amount
+                FROM (SELECT *, occurred_at AS at FROM rated_usage) u WHERE {condition}
                 UNION ALL
                 SELECT tenant_id, project_id, api_key_id, model, service_class, meter, currency, at, {_SUMS}
                 FROM (SELECT *, starts_at AS at FROM archived_usage) a WHERE {condition}
@@ -117,6 +110,10 @@ _SPAN: Final = text("""
         (SELECT occurred_at AS at FROM usage_events WHERE tenant_id = :tenant_id ORDER BY occurred_at LIMIT 1)
         UNION ALL
         (SELECT occurred_at FROM usage_events WHERE tenant_id = :tenant_id ORDER BY occurred_at DESC LIMIT 1)
+        UNION ALL
+        (SELECT created_at FROM results WHERE tenant_id = :tenant_id ORDER BY created_at LIMIT 1)
+        UNION ALL
+        (SELECT created_at FROM results WHERE tenant_id = :tenant_id ORDER BY created_at DESC LIMIT 1)
         UNION ALL SELECT min(starts_at) FROM usage_rollups WHERE tenant_id = :tenant_id
         UNION ALL SELECT max(starts_at) FROM usage_rollups WHERE tenant_id = :tenant_id
         UNION ALL SELECT min(starts_at) FROM archived_usage WHERE tenant_id = :tenant_id

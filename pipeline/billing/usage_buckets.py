@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from pipeline.tables import Meter, Period, UsageEvent, UsageRollup
+from pipeline.tables import Meter, MeteredUsage, Period, UsageRollup
 from pipeline.tenancy.tenants import default_project_id
 
 
@@ -193,27 +193,27 @@ def _source(wanted: Wanted) -> Any:
 
 
 def _events(wanted: Wanted) -> Any:
-    project_id = func.coalesce(UsageEvent.project_id, default_project_id(wanted.tenant_id))
+    project_id = func.coalesce(MeteredUsage.project_id, default_project_id(wanted.tenant_id))
     rows = select(
-        func.date_trunc("minute", UsageEvent.occurred_at, "UTC").label("starts_at"),
+        func.date_trunc("minute", MeteredUsage.occurred_at, "UTC").label("starts_at"),
         project_id.label("project_id"),
-        UsageEvent.api_key_id,
-        UsageEvent.model,
-        UsageEvent.service_class,
-        UsageEvent.meter,
+        MeteredUsage.api_key_id,
+        MeteredUsage.model,
+        MeteredUsage.service_class,
+        MeteredUsage.meter,
         literal(1).label("num_events"),
-        UsageEvent.quantity,
+        MeteredUsage.quantity,
     ).where(
-        UsageEvent.tenant_id == wanted.tenant_id,
-        UsageEvent.occurred_at >= wanted.starts_at,
-        UsageEvent.occurred_at < wanted.ends_at,
+        MeteredUsage.tenant_id == wanted.tenant_id,
+        MeteredUsage.occurred_at >= wanted.starts_at,
+        MeteredUsage.occurred_at < wanted.ends_at,
     )
-    return _filtered(rows, UsageEvent, project_id, wanted)
+    return _filtered(rows, MeteredUsage, project_id, wanted)
 
 
 def _filtered(
     rows: Select[*tuple[Any, ...]],
-    table: type[UsageRollup | UsageEvent],
+    table: type[UsageRollup | MeteredUsage],
     project_id: ColumnElement[str] | InstrumentedAttribute[str],
     wanted: Wanted,
 ) -> Any:

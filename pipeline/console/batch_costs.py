@@ -13,18 +13,13 @@ from pipeline.billing.cards_in_effect import find_rates
 from pipeline.billing.rating import TokenUsage, expected_cost
 from pipeline.tables import Batch
 
-#: Answers whose lines are added up for one page; of more, the cost is computed from the batch's counters.
-_MOST_LINES: Final = 5_000
+#: Answers whose prices are added up for one page; of more, the cost is computed from the batch's counters.
+_MOST_ANSWERS: Final = 5_000
 
-# Of each event the line that holds now: a correction supersedes the one before.
-_LINES: Final = text("""
-    SELECT l.currency, sum(l.amount) AS amount
-    FROM requests r JOIN rated_lines l ON l.request_id = r.id
-    WHERE r.batch_id = :batch_id AND r.outcome = 'succeeded' AND NOT EXISTS (
-        SELECT FROM rated_lines later
-        WHERE later.request_id = l.request_id AND later.meter = l.meter AND later.revision > l.revision
-    )
-    GROUP BY l.currency
+# As it is priced now: a correction supersedes the one before.
+_AMOUNTS: Final = text("""
+    SELECT currency, sum(amount) AS amount FROM rated_usage
+    WHERE batch_id = :batch_id AND revision IS NOT NULL GROUP BY currency
 """)
 _BY_KEY: Final = text("SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true)")
 _SPENT: Final = text("""
@@ -45,9 +40,9 @@ def cost_so_far(session: Session, batch: Batch) -> Cost | None:
     """None where nothing is known of its price."""
     if batch.model is None:
         return None
-    if batch.num_succeeded <= _MOST_LINES:
+    if batch.num_succeeded <= _MOST_ANSWERS:
         session.execute(_BY_KEY)
-        rows = session.execute(_LINES, {"batch_id": batch.id}).all()
+        rows = session.execute(_AMOUNTS, {"batch_id": batch.id}).all()
     else:
         rows = session.execute(_SPENT, {"batch_id": batch.id}).all()
     if len(rows) == 1:

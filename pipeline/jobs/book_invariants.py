@@ -9,11 +9,11 @@ from pipeline.jobs.invariants import Invariant
 
 OF_BOOKS: Final = (
     Invariant(
-        "every answer has one set of usage events, of its own prompt",
+        "every answer has its usage once, and of its own prompt",
         """
-        SELECT 'request ' || a.request_id, format('%s events; %s prompt tokens metered of %s',
+        SELECT 'request ' || a.request_id, format('%s meters; %s prompt tokens metered of %s',
                count(u.meter), coalesce(sum(u.quantity) FILTER (WHERE u.meter <> 'output'), 0), r.num_prompt_tokens)
-        FROM results a JOIN requests r ON r.id = a.request_id LEFT JOIN usage_events u ON u.request_id = a.request_id
+        FROM results a JOIN requests r ON r.id = a.request_id LEFT JOIN metered_usage u ON u.request_id = a.request_id
         GROUP BY a.request_id, r.num_prompt_tokens
         HAVING count(*) FILTER (WHERE u.meter = 'output') <> 1
             OR count(*) FILTER (WHERE u.meter = 'input_uncached') <> 1
@@ -25,32 +25,48 @@ OF_BOOKS: Final = (
         "what is metered of an answer is what the answer says",
         r"""
         SELECT 'request ' || u.request_id, format('%s output tokens metered, %s in the answer', u.quantity, said)
-        FROM usage_events u JOIN results a ON a.request_id = u.request_id, LATERAL (
+        FROM metered_usage u JOIN results a ON a.request_id = u.request_id, LATERAL (
             SELECT (replace(a.body, '\u0000', '\u0001')::json -> 'usage' ->> 'completion_tokens')::bigint AS said
         ) usage
         WHERE u.meter = 'output' AND u.quantity IS DISTINCT FROM said
         """,
     ),
     Invariant(
-        "every usage event has its price, and no price is without one",
+        "what stands in the row of an answer is whole",
         """
-        SELECT 'request ' || u.request_id, u.meter || CASE WHEN l.request_id IS NULL THEN ' has no rated line'
-               ELSE format(' of %s is rated as %s', u.quantity, l.quantity) END
-        FROM usage_events u LEFT JOIN rated_lines l ON l.request_id = u.request_id AND l.meter = u.meter
-        WHERE l.request_id IS NULL OR l.quantity <> u.quantity
+        SELECT 'request ' || a.request_id, 'part of its usage or of its price is missing, or of another tenant'
+        FROM results a LEFT JOIN batches b ON b.id = a.batch_id
+        WHERE a.tenant_id <> b.tenant_id OR a.num_cached_tokens = 0 AND a.cached_amount <> 0
+           OR num_nulls(a.tenant_id, a.num_uncached_tokens, a.num_cached_tokens, a.num_output_tokens, a.engine_ms)
+              NOT IN (0, 5)
+           OR num_nulls(a.rate_card_id, a.ledger_transaction_id, a.uncached_amount, a.cached_amount, a.output_amount)
+              NOT IN (0, 5)
+           OR a.tenant_id IS NULL AND a.rate_card_id IS NOT NULL
+        """,
+    ),
+    Invariant(
+        "all usage has its price, of its own quantity and each revision once",
+        """
+        SELECT 'request ' || request_id, meter || ' has no price' FROM rated_usage WHERE revision IS NULL
+        UNION ALL
+        SELECT 'request ' || request_id, format('%s of %s is rated as %s', meter, quantity, rated_quantity)
+        FROM usage_prices WHERE rated_quantity <> quantity
+        UNION ALL
+        SELECT 'request ' || request_id, format('%s has %s prices of revision %s', meter, count(*), revision)
+        FROM usage_prices GROUP BY request_id, meter, revision HAVING count(*) > 1
         """,
     ),
     # Of tiers and packages, `ryzanstein bill audit` rates each line again.
     Invariant(
-        "every rated line is its quantity at the price of its card",
+        "every amount is its quantity at the price of its card",
         """
-        SELECT 'request ' || l.request_id, format('%s: %s of %s at %s', l.meter, l.amount, l.quantity, l.unit_price)
-        FROM rated_lines l JOIN rate_cards c ON c.id = l.rate_card_id
-        JOIN usage_events u ON u.request_id = l.request_id AND u.meter = l.meter
-        LEFT JOIN rates r ON r.rate_card_id = c.id AND r.model = u.model AND r.meter = l.meter
+        SELECT 'request ' || l.request_id,
+               format('%s: %s of %s at %s', l.meter, l.amount, l.rated_quantity, l.unit_price)
+        FROM usage_prices l LEFT JOIN rate_cards c ON c.id = l.rate_card_id
+        LEFT JOIN rates r ON r.rate_card_id = c.id AND r.model = l.model AND r.meter = l.meter
         WHERE r.pricing IS NULL OR l.currency <> c.currency OR l.unit_price IS DISTINCT FROM r.unit_price
-           OR r.pricing = 'flat' AND r.minimum = 0 AND l.amount <> l.quantity * l.unit_price / 1000000
-              * (1 - c.batch_discount) * CASE u.service_class WHEN 'priority' THEN c.priority_multiplier
+           OR r.pricing = 'flat' AND r.minimum = 0 AND l.amount <> l.rated_quantity * l.unit_price / 1000000
+              * (1 - c.batch_discount) * CASE l.service_class WHEN 'priority' THEN c.priority_multiplier
                                                               WHEN 'flex' THEN c.flex_multiplier ELSE 1 END
         """,
     ),
@@ -59,15 +75,15 @@ OF_BOOKS: Final = (
         """
         SELECT 'request ' || request_id, format('%s: %s before it, and %s were rated', meter, quantity_before, before)
         FROM (
-            SELECT l.request_id, l.meter, l.quantity_before, coalesce(sum(l.quantity) OVER (
-                PARTITION BY u.tenant_id, date_trunc('month', u.occurred_at, 'UTC'), l.rate_card_id, u.model, l.meter,
-                             u.service_class
-                ORDER BY l.quantity_before, l.quantity ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            SELECT l.request_id, l.meter, l.quantity_before, coalesce(sum(l.rated_quantity) OVER (
+                PARTITION BY l.tenant_id, date_trunc('month', l.occurred_at, 'UTC'), l.rate_card_id, l.model, l.meter,
+                             l.service_class
+                ORDER BY l.quantity_before, l.rated_quantity ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
             ), 0) AS before
-            FROM rated_lines l JOIN usage_events u ON u.request_id = l.request_id AND u.meter = l.meter
-            JOIN rates r ON r.rate_card_id = l.rate_card_id AND r.model = u.model AND r.meter = l.meter
+            FROM usage_prices l
+            JOIN rates r ON r.rate_card_id = l.rate_card_id AND r.model = l.model AND r.meter = l.meter
             WHERE (r.pricing <> 'flat' OR r.minimum > 0) AND NOT EXISTS (
-                SELECT FROM dropped_months d WHERE d.dropped_at >= u.occurred_at
+                SELECT FROM dropped_months d WHERE d.dropped_at >= l.occurred_at
             )
         ) AS counted WHERE quantity_before <> before
         """,
@@ -98,7 +114,7 @@ OF_BOOKS: Final = (
         """,
     ),
     Invariant(
-        "every ledger transaction is the sum of its rated lines",
+        "every ledger transaction is the sum of the prices that name it",
         """
         SELECT 'ledger transaction ' || t.id,
                format('receivable %s, rated %s, credited %s', e.amount, l.amount, n.amount)
@@ -110,9 +126,10 @@ OF_BOOKS: Final = (
         ) e ON true
         LEFT JOIN (
             SELECT ledger_transaction_id, sum(amount) AS amount FROM (
-                SELECT l.ledger_transaction_id, l.amount - coalesce(o.amount, 0) AS amount
-                FROM rated_lines l LEFT JOIN rated_lines o
-                    ON o.request_id = l.request_id AND o.meter = l.meter AND o.revision = l.revision - 1
+                SELECT ledger_transaction_id, amount - coalesce(lag(amount) OVER (
+                    PARTITION BY request_id, meter ORDER BY revision
+                ), 0) AS amount
+                FROM usage_prices
                 UNION ALL SELECT ledger_transaction_id, amount FROM archived_ledger_lines
             ) lines GROUP BY 1
         ) l ON l.ledger_transaction_id = t.id
@@ -129,7 +146,7 @@ OF_BOOKS: Final = (
         """,
     ),
     Invariant(
-        "the tokens of a batch are the sum of its usage events",
+        "the tokens of a batch are the sum of its usage",
         """
         SELECT 'batch ' || b.id, format('counts %s prompt, %s cached and %s output tokens; metered are %s, %s and %s',
                b.num_prompt_tokens, b.num_cached_tokens, b.num_completion_tokens,
@@ -138,7 +155,7 @@ OF_BOOKS: Final = (
             SELECT batch_id, sum(quantity) FILTER (WHERE meter <> 'output') AS prompt,
                    sum(quantity) FILTER (WHERE meter = 'input_cached') AS cached,
                    sum(quantity) FILTER (WHERE meter = 'output') AS completion
-            FROM usage_events GROUP BY batch_id
+            FROM metered_usage GROUP BY batch_id
         ) c ON c.batch_id = b.id
         WHERE NOT EXISTS (SELECT FROM dropped_batches d WHERE d.batch_id = b.id)
           AND (b.num_prompt_tokens, b.num_cached_tokens, b.num_completion_tokens)
@@ -146,7 +163,7 @@ OF_BOOKS: Final = (
         """,
     ),
     Invariant(
-        "roll-ups are the sum of the usage events",
+        "roll-ups are the sum of the usage",
         f"""
         SELECT format('roll-up of %s of key %s', meter, api_key_id),
                format('%s of %s, %s: it lacks %s events of %s and %s %s', period, starts_at, model, num_events,
@@ -178,9 +195,8 @@ OF_BOOKS: Final = (
         """
         SELECT 'batch ' || g.batch_id, format('spent %s of %s; its lines are %s', u.spent, g.amount, l.amount)
         FROM budgets g JOIN budget_uses u ON u.budget_id = g.id CROSS JOIN LATERAL (
-            SELECT coalesce(sum(l.amount), 0) AS amount FROM usage_events e JOIN rated_lines l
-                ON l.request_id = e.request_id AND l.meter = e.meter AND l.revision = 1
-            WHERE e.batch_id = g.batch_id AND l.currency = g.currency
+            SELECT coalesce(sum(p.amount), 0) AS amount FROM usage_prices p
+            WHERE p.batch_id = g.batch_id AND p.currency = g.currency AND p.revision = 1
         ) l
         WHERE g.batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM dropped_batches d WHERE d.batch_id = g.batch_id)
           AND (u.spent <> l.amount OR u.spent + u.held > g.amount)

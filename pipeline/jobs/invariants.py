@@ -140,13 +140,18 @@ OF_BATCHES: Final = (
         SELECT 'usage event of request ' || u.request_id, 'there is no result'
         FROM usage_events u LEFT JOIN results a ON a.request_id = u.request_id WHERE a.request_id IS NULL
         UNION ALL
-        SELECT 'rated line of request ' || l.request_id, 'there is no usage event of ' || l.meter
-        FROM rated_lines l LEFT JOIN usage_events u ON u.request_id = l.request_id AND u.meter = l.meter
+        SELECT 'rated line of request ' || l.request_id, 'there is no usage of ' || l.meter
+        FROM rated_lines l LEFT JOIN metered_usage u ON u.request_id = l.request_id AND u.meter = l.meter
         WHERE u.request_id IS NULL
         UNION ALL
         SELECT 'rated line of request ' || l.request_id, 'there is no card or no ledger transaction of it'
         FROM rated_lines l LEFT JOIN ledger_transactions t ON t.id = l.ledger_transaction_id
         LEFT JOIN rate_cards k ON k.id = l.rate_card_id WHERE t.id IS NULL OR k.id IS NULL
+        UNION ALL
+        SELECT 'price of request ' || a.request_id, 'there is no card or no ledger transaction of it'
+        FROM results a LEFT JOIN ledger_transactions t ON t.id = a.ledger_transaction_id
+        LEFT JOIN rate_cards k ON k.id = a.rate_card_id
+        WHERE a.rate_card_id IS NOT NULL AND (t.id IS NULL OR k.id IS NULL)
         """,
     ),
 )

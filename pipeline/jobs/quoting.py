@@ -239,9 +239,11 @@ _LENGTHS: Final = text("""
         WHERE tenant_id = :tenant_id AND model = :model AND num_succeeded > 0
         ORDER BY created_at DESC LIMIT :num_batches
     ) AS latest, LATERAL (
-        SELECT ceil(e.quantity / coalesce(CAST(r.params ->> 'n' AS numeric), 1)) AS num_tokens,
+        SELECT ceil(coalesce(a.num_output_tokens, e.quantity) / coalesce(CAST(r.params ->> 'n' AS numeric), 1))
+                   AS num_tokens,
                CAST(r.params ->> 'max_tokens' AS bigint) AS max_tokens
-        FROM requests r JOIN usage_events e ON e.request_id = r.id AND e.meter = 'output'
+        FROM requests r JOIN results a ON a.request_id = r.id
+        LEFT JOIN usage_events e ON a.tenant_id IS NULL AND e.request_id = r.id AND e.meter = 'output'
         WHERE r.batch_id = latest.id AND r.outcome = 'succeeded' LIMIT :num_requests
     ) AS finished
 """)

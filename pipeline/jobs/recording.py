@@ -18,15 +18,16 @@ from psycopg import Cursor
 from sqlalchemy import Connection
 
 from pipeline.billing import holds
-from pipeline.billing.cards_in_effect import RATES_OF_SLICES, rates_by_slice
-from pipeline.billing.charging import Answer, SliceCharge, charge
+from pipeline.billing.cards_in_effect import ask_rates, found_rates
+from pipeline.billing.charges_by_slice import SliceAnswers, SliceCharge
+from pipeline.billing.charging import Charged, charge
 from pipeline.billing.holds import SliceCost
 from pipeline.billing.rating import TokenUsage
 from pipeline.billing.rollups import add_usage
 from pipeline.celery import CONTROL_QUEUE, FINALIZE
+from pipeline.jobs.answers import insert_answers
 from pipeline.jobs.claiming import ClaimedSlice
 from pipeline.jobs.fairness import Cost, settle
-from pipeline.jobs.lines import output_line
 from pipeline.jobs.waste import WastePart, add_waste, thrown_away
 from pipeline.tables.requests import OutcomeKind
 
@@ -95,14 +96,6 @@ _SET_OUTCOMES: Final = """
 
 _DELETE_PARTS: Final = "DELETE FROM partial_outputs WHERE request_id = ANY(%(ids)b::bigint[])"
 
-# Under the lease that the writer says it has, so that an audit finds what a lease that was lost has written.
-_INSERT_RESULTS: Final = """
-    INSERT INTO results (request_id, batch_id, body, num_line_bytes, slice_id, lease_epoch, output_token_ids, group_id)
-    SELECT o.*, %(group_id)s
-    FROM unnest(%(ids)b::bigint[], %(batch_ids)b::text[], %(bodies)b::text[], %(sizes)b::bigint[],
-                %(slice_ids)b::bigint[], %(epochs)b::bigint[], %(token_ids)b::bytea[]) AS o
-"""
-
 _COUNT_IN_SLICES: Final = """
     WITH counted AS (
         SELECT * FROM unnest(%(ids)b::bigint[], %(succeeded)b::bigint[], %(unsuccessful)b::bigint[],
@@ -168,7 +161,8 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
         locked, written = driver.cursor(), driver.cursor()
         _lock(locked, list(slices.values()))
         _set_outcomes(written, outcomes)
-        rates = driver.execute(RATES_OF_SLICES, {"slice_ids": list(slices)})
+        cards = driver.cursor()
+        ask_rates(cards, slices)
         mine = dict(locked.fetchall())
         recorded = dict(written.fetchall())
 
@@ -178,16 +172,16 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
             cursor.execute(_DELETE_PARTS, {"ids": [outcome.request_id for outcome in new]})
             holds.announce(cursor, {outcome.claimed.tenant_id for outcome in new})
             succeeded = [outcome for outcome in new if outcome.kind is OutcomeKind.SUCCEEDED]
-            charges: Sequence[SliceCharge] = ()
+            charged = Charged()
             if succeeded:
-                _insert_results(cursor, succeeded)
-                charges = charge(cursor, [_answer(outcome) for outcome in succeeded], rates_by_slice(rates.fetchall()))
+                charged = charge(cursor, _by_slice(succeeded), *found_rates(cards))
+                insert_answers(cursor, succeeded, charged)
             add_waste(cursor, [(outcome.claimed, part) for outcome in new for part in outcome.waste])
             _count_in_slices(locked, new)
-            holds.settle(cursor, {outcome.claimed.id for outcome in new}, _slice_costs(charges))
+            holds.settle(cursor, {outcome.claimed.id for outcome in new}, _slice_costs(charged.slices))
             _count_in_batches(written, new, recorded)
             settle(cursor, [_cost(outcome) for outcome in new])
-            add_usage(cursor, charges)
+            add_usage(cursor, charged.slices)
             done |= {row[0] for row in locked.fetchall()}
             finished = tuple(row[0] for row in written.fetchall())
     return Recorded(stale=frozenset(slices.keys() - mine.keys()), done=frozenset(done), finished_batches=finished)
@@ -223,11 +217,18 @@ def _set_outcomes(cursor: Cursor[Any], outcomes: Sequence[RequestOutcome]) -> No
     )
 
 
-def _answer(outcome: RequestOutcome) -> Answer:
-    if outcome.usage is None:
-        raise ValueError(f"Request {outcome.request_id} succeeded without usage.")
-    claimed = outcome.claimed
-    return Answer(outcome.request_id, claimed.id, claimed.batch_id, claimed.tenant_id, claimed.model, outcome.usage)
+def _by_slice(succeeded: Sequence[RequestOutcome]) -> Sequence[SliceAnswers]:
+    found: dict[int, SliceAnswers] = {}
+    for outcome in succeeded:
+        if outcome.usage is None:
+            raise ValueError(f"Request {outcome.request_id} succeeded without usage.")
+        of_slice = found.get(outcome.claimed.id)
+        if of_slice is None:
+            claimed = outcome.claimed
+            of_slice = found[claimed.id] = SliceAnswers(claimed.id, claimed.tenant_id, claimed.model, [], [])
+        of_slice.request_ids.append(outcome.request_id)
+        of_slice.usages.append(outcome.usage)
+    return list(found.values())
 
 
 def _slice_costs(charges: Sequence[SliceCharge]) -> list[SliceCost]:
@@ -246,27 +247,6 @@ def _cost(outcome: RequestOutcome) -> Cost:
         num_uncached_tokens=usage.num_prompt_tokens - usage.num_cached_tokens,
         num_cached_tokens=usage.num_cached_tokens,
         num_output_tokens=usage.num_completion_tokens,
-    )
-
-
-def _insert_results(cursor: Cursor[Any], succeeded: Sequence[RequestOutcome]) -> None:
-    bodies = [outcome.body or "" for outcome in succeeded]
-    sizes = [
-        len(output_line(outcome.request_id, outcome.custom_id, body))
-        for outcome, body in zip(succeeded, bodies, strict=True)
-    ]
-    cursor.execute(
-        _INSERT_RESULTS,
-        {
-            "group_id": succeeded[0].claimed.group_id,
-            "ids": [outcome.request_id for outcome in succeeded],
-            "batch_ids": [outcome.claimed.batch_id for outcome in succeeded],
-            "bodies": bodies,
-            "sizes": sizes,
-            "slice_ids": [outcome.claimed.id for outcome in succeeded],
-            "epochs": [outcome.claimed.lease_epoch for outcome in succeeded],
-            "token_ids": [outcome.output_token_ids for outcome in succeeded],
-        },
     )
 
 

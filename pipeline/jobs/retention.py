@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from pipeline.billing.rating_lock import change_prices
 from pipeline.settings import get_settings
-from pipeline.tables.partitions import PARTITIONED_TABLES
+from pipeline.tables.partitions import PARTITIONED_TABLES, REQUEST_NUMBER_BITS
 from pipeline.tables.session import connection, get_engine
 from pipeline.tables.short_locks import change_with_short_locks
 from pipeline.tenancy import audit_log
@@ -27,17 +27,23 @@ BEFORE: Final = "before"
 #: Of the advisory lock, so that one drops at a time.
 _LOCK_CLASS: Final = 8
 
-_MONTHS: Final = text("""
-    SELECT name FROM (
+_NAMES: Final = """
+    (
         SELECT substr(c.relname, length('requests_') + 1) AS name
         FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid WHERE i.inhparent = 'requests'::regclass
     ) months
+"""
+_MONTHS: Final = text(f"""
+    SELECT name FROM {_NAMES}
     WHERE (name = 'before' OR name < to_char(now() AT TIME ZONE 'UTC' - make_interval(months => :kept), 'YYYY_MM'))
       AND NOT EXISTS (SELECT FROM dropped_months d WHERE d.name = months.name)
     ORDER BY name <> 'before', name
-""")
+""")  # noqa: S608 - a constant
+#: The first with partitions of its own that are there.
+_FIRST_MONTH: Final = text(f"SELECT min(name) FROM {_NAMES} WHERE name <> 'before'")  # noqa: S608 - a constant
 
-# `{name}` is of `_MONTHS` and nobody else's, here and below.
+# `{name}` is of `_MONTHS` and nobody else's, here and below; `{of_month}` is a span of ids, so that no other month's
+# partitions are read.
 _COUNT: Final = "SELECT count(*) FROM partitions.requests_{name}"
 _YOUNG: Final = """
     SELECT count(*) FROM batches b
@@ -53,10 +59,9 @@ _OPEN: Final = """
 _UNBILLED: Final = """
     SELECT t.name AS tenant, to_char(used.month, 'YYYY-MM') AS month
     FROM (
-        SELECT DISTINCT u.tenant_id, l.currency,
+        SELECT DISTINCT u.tenant_id, u.currency,
                CAST(date_trunc('month', u.occurred_at, 'UTC') AT TIME ZONE 'UTC' AS date) AS month
-        FROM partitions.usage_events_{name} u
-        LEFT JOIN partitions.rated_lines_{name} l ON l.request_id = u.request_id AND l.meter = u.meter
+        FROM rated_usage u WHERE {of_month}
     ) used
     JOIN tenants t ON t.id = used.tenant_id
     WHERE NOT EXISTS (
@@ -71,7 +76,7 @@ _UNCORRECTED: Final = """
     SELECT DISTINCT t.name AS tenant, to_char(used.month, 'YYYY-MM') AS month
     FROM (
         SELECT DISTINCT tenant_id, CAST(date_trunc('month', occurred_at, 'UTC') AT TIME ZONE 'UTC' AS date) AS month
-        FROM partitions.usage_events_{name}
+        FROM metered_usage WHERE {of_month}
     ) used
     JOIN tenants t ON t.id = used.tenant_id
     JOIN ledger_transactions posted ON posted.tenant_id = used.tenant_id AND posted.period = used.month
@@ -96,13 +101,9 @@ _REMEMBER: Final = (
     INSERT INTO archived_usage (starts_at, tenant_id, project_id, api_key_id, model, service_class, meter, currency,
                                 num_events, quantity, engine_ms, amount)
     SELECT date_trunc('hour', u.occurred_at, 'UTC'), u.tenant_id, coalesce(u.project_id, 'proj_' || md5(u.tenant_id)),
-           u.api_key_id, u.model, u.service_class, u.meter, coalesce(l.currency, ''), count(*), sum(u.quantity),
-           sum(u.engine_ms), coalesce(sum(l.amount), 0)
-    FROM partitions.usage_events_{name} u
-    LEFT JOIN partitions.rated_lines_{name} l ON l.request_id = u.request_id AND l.meter = u.meter AND NOT EXISTS (
-        SELECT FROM partitions.rated_lines_{name} n
-        WHERE n.request_id = l.request_id AND n.meter = l.meter AND n.revision > l.revision
-    )
+           u.api_key_id, u.model, u.service_class, u.meter, coalesce(u.currency, ''), count(*), sum(u.quantity),
+           sum(u.engine_ms), coalesce(sum(u.amount), 0)
+    FROM rated_usage u WHERE {of_month}
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
     ON CONFLICT ON CONSTRAINT pk_archived_usage DO UPDATE
     SET num_events = archived_usage.num_events + excluded.num_events,
@@ -112,10 +113,12 @@ _REMEMBER: Final = (
     # What a revision added to the ledger is the difference to the one before it.
     """
     INSERT INTO archived_ledger_lines (ledger_transaction_id, amount)
-    SELECT l.ledger_transaction_id, sum(l.amount - coalesce(o.amount, 0))
-    FROM partitions.rated_lines_{name} l LEFT JOIN partitions.rated_lines_{name} o
-        ON o.request_id = l.request_id AND o.meter = l.meter AND o.revision = l.revision - 1
-    GROUP BY l.ledger_transaction_id
+    SELECT ledger_transaction_id, sum(amount - before) FROM (
+        SELECT ledger_transaction_id, amount,
+               coalesce(lag(amount) OVER (PARTITION BY request_id, meter ORDER BY revision), 0) AS before
+        FROM usage_prices WHERE {of_month}
+    ) prices
+    GROUP BY ledger_transaction_id
     ON CONFLICT (ledger_transaction_id) DO UPDATE SET amount = archived_ledger_lines.amount + excluded.amount
     """,
     """
@@ -158,11 +161,24 @@ def _what_keeps(conn: Connection, name: str, kept: int) -> str | None:
         return f"{num} of its batches are younger"
     if num := conn.scalar(text(_OPEN.format(name=name))):
         return f"{num} of its batches have not ended"
-    if unbilled := conn.execute(text(_UNBILLED.format(name=name))).all():
+    of_month = _of_month(conn, name)
+    if unbilled := conn.execute(text(_UNBILLED.format(of_month=of_month))).all():
         return f"no final invoice has what was used by {_named(unbilled)}"
-    if uncorrected := conn.execute(text(_UNCORRECTED.format(name=name))).all():
+    if uncorrected := conn.execute(text(_UNCORRECTED.format(of_month=of_month))).all():
         return f"no final invoice has the corrections of what was used by {_named(uncorrected)}"
     return None
+
+
+def _of_month(conn: Connection, name: str) -> str:
+    """The condition that a request is of the month."""
+    if name == BEFORE:
+        return f"request_id < {_first_id(str(conn.scalar(_FIRST_MONTH)))}"
+    return f"request_id >= {_first_id(name)} AND request_id < {_first_id(name, months_later=1)}"
+
+
+def _first_id(name: str, months_later: int = 0) -> int:
+    year, month = name.split("_")
+    return (int(year) - 2020) * 12 + int(month) - 1 + months_later << REQUEST_NUMBER_BITS
 
 
 def _named(rows: Sequence[Row[*tuple[Any, ...]]]) -> str:
@@ -201,8 +217,9 @@ def _drop_in_one_transaction(conn: Connection, name: str, kept: int) -> str | No
     if (reason := _what_keeps(conn, name, kept)) is not None:
         conn.rollback()
         return reason
+    of_month = _of_month(conn, name)
     for statement in (*_REMEMBER, *_removal(name)):
-        conn.execute(text(statement.format(name=name)))
+        conn.execute(text(statement.format(name=name, of_month=of_month)))
     audit_log.record(conn, act="month.drop", object=name)
     conn.commit()
     return None

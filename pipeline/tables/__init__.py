@@ -46,6 +46,7 @@ from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
 from pipeline.tables.rollups import ArchivedUsage, Period, UsageRollup
 from pipeline.tables.slices import Attempt, AttemptEnd, Slice, SliceStatus
 from pipeline.tables.tenancy import ApiKey, Project, Tenant
+from pipeline.tables.usage_views import MeteredUsage, RatedUsage, UsagePrice
 from pipeline.tables.webhooks import DeliveryStatus, WebhookDelivery, WebhookEndpoint, WebhookEvent
 
 __all__ = [
@@ -91,6 +92,7 @@ __all__ = [
     "LedgerTransaction",
     "LineKind",
     "Meter",
+    "MeteredUsage",
     "OnInvalid",
     "OutboxMessage",
     "OutcomeKind",
@@ -105,6 +107,7 @@ __all__ = [
     "RateCard",
     "RateLimit",
     "RatedLine",
+    "RatedUsage",
     "RatingCounter",
     "Request",
     "Result",
@@ -115,6 +118,7 @@ __all__ = [
     "Tenant",
     "TenantWeight",
     "UsageEvent",
+    "UsagePrice",
     "UsageRollup",
     "Waste",
     "WasteCause",

@@ -11,7 +11,7 @@ from decimal import Decimal
 
 def numbers(values: Iterable[int | Decimal | None]) -> str:
     """The literal of an array of numbers; every digit of a Decimal is in it."""
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+    return "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
 
 
 def words(values: Iterable[str]) -> str:

@@ -73,7 +73,10 @@ class RateCard(Base):
 
 
 class UsageEvent(Base):
-    """One meter of one result. Its key is what it counts, so that it can't be there twice."""
+    """One meter of one result that a group of an older version has recorded; of all others, `results` has it.
+
+    Its key is what it counts, so that it can't be there twice. Readers ask `pipeline/tables/usage_views.py`.
+    """
 
     __tablename__ = "usage_events"
     __table_args__ = (
@@ -127,7 +130,7 @@ class LedgerAccount(Base):
 class LedgerTransaction(Base):
     """What is posted at once of one tenant; its entries sum to zero.
 
-    Of recorded outcomes and of adjustments, the rated lines that refer to it are the detail.
+    Of recorded outcomes and of adjustments, the results and rated lines that refer to it are the detail.
     """
 
     __tablename__ = "ledger_transactions"
@@ -156,7 +159,9 @@ class LedgerEntry(Base):
 class RatedLine(Base):
     """The price of one usage event. A correction is a new revision, which supersedes the one before.
 
-    An event without a line is unrated: it is never taken for free, and blocks the invoice of its month.
+    A first price that is the same for every token is in the row of the result instead. An event without a price is
+    unrated: it is never taken for free, and blocks the invoice of its month. Readers ask
+    `pipeline/tables/usage_views.py`.
     """
 
     __tablename__ = "rated_lines"

@@ -22,6 +22,9 @@ from pipeline.tables.base import Base, Created, Money
 PARTITIONED_BY_ID: Final = {"postgresql_partition_by": "RANGE (id)"}
 PARTITIONED_BY_REQUEST: Final = {"postgresql_partition_by": "RANGE (request_id)"}
 
+#: Of an id, below the month.
+REQUEST_NUMBER_BITS: Final = 40
+
 #: Those that hang on others first.
 PARTITIONED_TABLES: Final = ("rated_lines", "usage_events", "results", "requests")
 
@@ -47,7 +50,7 @@ class DroppedBatch(Base):
 
 
 class ArchivedLedgerLine(Base):
-    """What the dropped rated lines of a ledger transaction came to; those that are left add to it."""
+    """What the dropped prices of a ledger transaction came to; those that are left add to it."""
 
     __tablename__ = "archived_ledger_lines"
 

@@ -9,14 +9,14 @@ from sqlalchemy import Index, SmallInteger, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from pipeline.tables.base import Base, Created, text_enum
+from pipeline.tables.base import Base, Created, Money, text_enum
 from pipeline.tables.partitions import PARTITIONED_BY_ID, PARTITIONED_BY_REQUEST
 
 
 class OutcomeKind(StrEnum):
     """The one terminal result of a request."""
 
-    SUCCEEDED = "succeeded"  #: Has a row in `results`, and a set of usage events.
+    SUCCEEDED = "succeeded"  #: Has a row in `results`, with its usage.
     FAILED = "failed"  #: `error_code` and `error_message` say why; not billed.
     CANCELLED = "cancelled"  #: Its batch was cancelled first; not billed.
     EXPIRED = "expired"  #: Its window passed first; not billed.
@@ -74,10 +74,20 @@ class PartialOutput(Base):
 
 
 class Result(Base):
-    """The answer to a request that succeeded; one per request, for ever."""
+    """The answer to a request that succeeded, with what it used and costs; one per request, for ever.
+
+    Usage is in the row where it has a tenant, and its first price where it has a rate card: else it is in usage events,
+    which groups of older versions write, and in rated lines. See `pipeline/tables/usage_views.py`.
+    """
 
     __tablename__ = "results"
-    __table_args__ = (Index("ix_results_batch_id", "batch_id"), PARTITIONED_BY_REQUEST)
+    __table_args__ = (
+        Index("ix_results_batch_id", "batch_id"),
+        Index(
+            "ix_results_tenant_id_created_at", "tenant_id", "created_at", postgresql_where=text("tenant_id IS NOT NULL")
+        ),
+        PARTITIONED_BY_REQUEST,
+    )
 
     request_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     batch_id: Mapped[str]
@@ -92,3 +102,16 @@ class Result(Base):
     #: Of a batch with receipts: the tokens of the answer, as `pipeline.billing.receipts` packs them.
     output_token_ids: Mapped[bytes | None]
     created_at: Mapped[Created]
+
+    tenant_id: Mapped[str | None]
+    #: Tokens by meter, and the request's share of its engine's time.
+    num_uncached_tokens: Mapped[int | None]
+    num_cached_tokens: Mapped[int | None]
+    num_output_tokens: Mapped[int | None]
+    engine_ms: Mapped[int | None]
+    #: Of a price that is the same for every token.
+    rate_card_id: Mapped[int | None]
+    ledger_transaction_id: Mapped[int | None]
+    uncached_amount: Mapped[Money | None]
+    cached_amount: Mapped[Money | None]
+    output_amount: Mapped[Money | None]

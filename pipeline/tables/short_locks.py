@@ -25,6 +25,8 @@ PATIENCE_SECONDS: Final = 300.0
 #: Waits between tries, in seconds: twice as long each time.
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
+#: Between looks at a lock that somebody holds for long.
+_LOOK_SECONDS: Final = 0.1
 
 #: Held by whoever migrates; any number that nothing else locks.
 MIGRATION_LOCK: Final = 7_263_001
@@ -76,9 +78,14 @@ def change_with_short_locks(
 
 
 def wait_for_lock(connection: Connection, lock: int) -> None:
-    """Hold an advisory lock until the connection closes; wait for whoever holds it, however long that takes."""
-    _set(connection, lock_timeout=0.0, statement_timeout=0.0)
-    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": lock})
+    """Hold an advisory lock until the connection closes; wait for whoever holds it, however long that takes.
+
+    Asks again and again: a statement that waits would have a snapshot, which an index that the other builds beside
+    everyone would wait for in turn.
+    """
+    while not connection.execute(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": lock}).scalar_one():
+        connection.commit()
+        time.sleep(_LOOK_SECONDS)
     connection.commit()
 
 

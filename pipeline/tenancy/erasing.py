@@ -42,7 +42,7 @@ _ERASED_NAME: Final = "erased"
 _OPEN: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING)
 
 #: What is left of an answer: the number that its usage is audited by.
-_NO_ANSWER: Final = """format('{"usage":{"completion_tokens":%s}}', coalesce(u.quantity, 0))"""
+_NO_ANSWER: Final = """format('{"usage":{"completion_tokens":%s}}', coalesce(o.num_output_tokens, u.quantity, 0))"""
 
 # What each of these leaves alone has been erased before.
 _OF_BATCH: Final = (

@@ -27,7 +27,7 @@ def test_every_night_credit_is_settled_and_what_differs_is_an_error(database: En
     spent = "SELECT sum(e.amount) FROM ledger_entries e JOIN ledger_accounts a ON a.id = e.account_id WHERE a.kind = "
     assert sql(database, f"{spent} 'receivable'") == [(2,)]
 
-    sql(database, "UPDATE rated_lines SET amount = amount + 1 WHERE meter = 'output'")
+    sql(database, "UPDATE results SET output_amount = output_amount + 1")
     with structlog.testing.capture_logs() as logs:
         assert look_at_books()["drifts"] == 2
     assert [(log["log_level"], log["check"], log["drift"], log["unit"]) for log in logs] == [

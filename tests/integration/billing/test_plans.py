@@ -54,7 +54,7 @@ def test_every_model_of_price_rates_what_is_recorded_by_the_quantity_of_the_mont
 
     lines = sql(
         database,
-        "SELECT meter, quantity, quantity_before, unit_price, amount, rate_card_id FROM rated_lines"
+        "SELECT meter, quantity, quantity_before, unit_price, amount, rate_card_id FROM usage_prices"
         " ORDER BY request_id, meter",
     )
     half = Decimal("0.5")
@@ -72,8 +72,8 @@ def test_every_model_of_price_rates_what_is_recorded_by_the_quantity_of_the_mont
         ("output", 38),
     ]
     owed = "SELECT sum(e.amount) FROM ledger_entries e JOIN ledger_accounts a ON a.id = e.account_id WHERE a.kind = "
-    assert sql(database, f"{owed} 'receivable'") == sql(database, "SELECT sum(amount) FROM rated_lines")
-    assert sql(database, f"{owed} 'revenue'") == sql(database, "SELECT -sum(amount) FROM rated_lines")
+    assert sql(database, f"{owed} 'receivable'") == sql(database, "SELECT sum(amount) FROM usage_prices")
+    assert sql(database, f"{owed} 'revenue'") == sql(database, "SELECT -sum(amount) FROM usage_prices")
 
 
 def test_each_service_class_has_its_multiplier_and_its_own_tiers(database: Engine, tenant: SeededTenant) -> None:
@@ -84,11 +84,10 @@ def test_each_service_class_has_its_multiplier_and_its_own_tiers(database: Engin
     total = (200 + 80 + 40) * MICRO / 2
     amounts = sql(
         database,
-        "SELECT e.service_class, sum(l.amount) FROM rated_lines l JOIN usage_events e USING (request_id, meter)"
-        " GROUP BY 1 ORDER BY 1",
+        "SELECT service_class, sum(amount) FROM usage_prices GROUP BY 1 ORDER BY 1",
     )
     assert amounts == [("flex", total / 2), ("priority", total * 2), ("standard", total)]
-    assert sql(database, "SELECT DISTINCT quantity_before FROM rated_lines") == [(0,)]
+    assert sql(database, "SELECT DISTINCT quantity_before FROM usage_prices") == [(0,)]
 
 
 def test_flat_prices_keep_no_counter(database: Engine, tenant: SeededTenant) -> None:
@@ -97,7 +96,7 @@ def test_flat_prices_keep_no_counter(database: Engine, tenant: SeededTenant) -> 
         add_rate_card(session, "tiny", currency="USD", batch_discount=Decimal(0), **prices)
     answer_requests(database, tenant, [usage(50, 5, 20)])
     assert sql(database, "SELECT count(*) FROM rating_counters") == [(0,)]
-    assert sql(database, "SELECT sum(amount) FROM rated_lines") == [(75 * MICRO,)]
+    assert sql(database, "SELECT sum(amount) FROM usage_prices") == [(75 * MICRO,)]
 
 
 @pytest.mark.parametrize(
@@ -194,9 +193,9 @@ def test_groups_that_record_at_once_climb_the_same_tiers_one_after_the_other(
     with ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(record, *claim) for claim in claims]:
             future.result(60)
-    befores = "SELECT quantity_before FROM rated_lines WHERE meter = 'output' ORDER BY 1"
+    befores = "SELECT quantity_before FROM usage_prices WHERE meter = 'output' ORDER BY 1"
     assert [row[0] for row in sql(database, befores)] == [7 * number for number in range(24)]
     rates = read_card_file(CARD).rates()["tiny"]
     totals = [rates[meter].total(24 * used) for meter, used in zip(Meter, (9, 4, 7), strict=True)]
-    assert sql(database, "SELECT sum(amount) FROM rated_lines") == [(sum(totals) / 2,)]
+    assert sql(database, "SELECT sum(amount) FROM usage_prices") == [(sum(totals) / 2,)]
     assert sql(database, "SELECT num_succeeded FROM batches WHERE id = :id", id=batch_id) == [(24,)]

@@ -88,7 +88,7 @@ def test_receipts_prove_counts_texts_and_amounts_and_every_change_is_found(
     found = verify_lines(content.splitlines(), proofs)
 
     assert (found.faults, found.num_lines, found.num_proved) == ([], 4, 4)
-    rated = sql(bench.engine, "SELECT sum(amount) FROM rated_lines")[0][0]
+    rated = sql(bench.engine, "SELECT sum(amount) FROM usage_prices")[0][0]
     assert dict(found.amounts) == {"USD": rated}
     # The file's size was known when the batch was closed.
     batch = bench.batch(batch_id)
@@ -99,7 +99,7 @@ def test_receipts_prove_counts_texts_and_amounts_and_every_change_is_found(
         bench.engine,
         "INSERT INTO rated_lines (request_id, meter, revision, rate_card_id, ledger_transaction_id, quantity,"
         " unit_price, amount, currency)"
-        " SELECT request_id, meter, 2, rate_card_id, ledger_transaction_id, quantity, 1, 1, currency FROM rated_lines",
+        " SELECT request_id, meter, 2, rate_card_id, ledger_transaction_id, quantity, 1, 1, currency FROM usage_prices",
     )
     assert output_of(bench, batch_id) == content
 
@@ -176,7 +176,7 @@ def test_a_batch_without_receipts_keeps_no_tokens_and_shows_none(bench: Bench, t
 def test_an_invoice_prints_the_root_of_its_receipts(bench: Bench, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     batches = [run(bench, folder, has_receipts=True), run(bench, folder), run(bench, folder, has_receipts=True)]
-    [(now,)] = sql(bench.engine, "SELECT max(occurred_at) FROM usage_events")
+    [(now,)] = sql(bench.engine, "SELECT max(occurred_at) FROM metered_usage")
     month = Month.of(now)
     after = datetime(month.end.year, month.end.month, 2, tzinfo=UTC)
     with transaction() as session:

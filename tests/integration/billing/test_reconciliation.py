@@ -26,14 +26,15 @@ models:
   tiny:
     input: 1000000
     output: {graduated: [{up_to: 10, price: 2000000}, {price: 1000000}]}
+  plain: {input: 1000000, output: 1000000}
 """
 MONTH = Month.of(datetime.now(UTC))
-FIRST = "request_id = (SELECT min(request_id) FROM usage_events)"
+FIRST = "request_id = (SELECT min(request_id) FROM metered_usage)"
 
 
 @pytest.fixture
 def books(database: Engine) -> Engine:
-    for model in ("tiny", "unpriced"):
+    for model in ("tiny", "plain", "unpriced"):
         sql(database, "INSERT INTO served_models (name, path, context_length) VALUES (:m, '/', 2048)", m=model)
     with transaction() as session:
         publish(session, add_draft(session, read_card_file(CARD)))
@@ -61,7 +62,8 @@ def test_books_that_agree_have_no_drift_also_after_corrections(books: Engine) ->
 @pytest.mark.parametrize(
     ("change", "check", "drift"),
     [
-        (f"UPDATE usage_events SET quantity = quantity + 3 WHERE meter = 'output' AND {FIRST}", "engine_tokens", 6),
+        (f"UPDATE results SET num_output_tokens = num_output_tokens + 3 WHERE {FIRST}", "engine_tokens", 6),
+        (f"UPDATE results SET num_output_tokens = num_output_tokens + 3 WHERE {FIRST}", "rated_tokens", 3),
         ("UPDATE batches SET num_prompt_tokens = num_prompt_tokens - 1", "engine_tokens", 1),
         ("UPDATE attempts SET num_tokens = num_tokens + 2", "engine_tokens", 2),
         ("UPDATE attempts SET engine_ms = engine_ms + 5", "engine_ms", 5),
@@ -92,6 +94,28 @@ def test_what_was_tampered_with_is_named_with_its_difference(
     assert drifts[check] == ("acme", check, Decimal(drift), currency)
 
 
+@pytest.mark.parametrize(
+    ("change", "check", "drift"),
+    [
+        ("num_output_tokens = num_output_tokens + 3", "engine_tokens", 6),
+        ("num_output_tokens = num_output_tokens + 3", "rated_amount", 3),
+        ("rate_card_id = NULL, output_amount = NULL, uncached_amount = NULL", "unrated_events", 2),
+        ("output_amount = output_amount + 0.25", "rated_amount", "0.25"),
+        ("output_amount = output_amount + 0.25", "ledger", "0.25"),
+        ("engine_ms = engine_ms + 5", "engine_ms", 5),
+    ],
+)
+def test_so_is_what_was_tampered_with_in_the_row_of_an_answer(
+    books: Engine, change: str, check: str, drift: int | str
+) -> None:
+    answer_requests(books, seed_tenant(books, "initech"), [usage(4, output=8)], model="plain")
+    assert list(reconcile().drifts) == []
+    sql(books, f"UPDATE results SET {change} WHERE request_id = (SELECT max(request_id) FROM results)")
+    drifts = {one[1]: one for one in map(named, reconcile().drifts)}
+    currency = "USD" if check in ("rated_amount", "ledger") else ""
+    assert drifts[check] == ("initech", check, Decimal(drift), currency)
+
+
 def test_an_audit_that_finds_drift_says_so_and_fails(books: Engine) -> None:
     globex = sql(books, "SELECT id FROM tenants WHERE name = 'globex'")[0][0]
     answer_requests(books, seed_tenant(books, "initech"), [usage(1, output=1)], model="unpriced")
@@ -110,7 +134,7 @@ def test_an_audit_that_finds_drift_says_so_and_fails(books: Engine) -> None:
 
 def test_issued_invoices_bill_what_was_rated_by_then_and_corrections_are_no_drift(books: Engine) -> None:
     for change in (
-        "UPDATE usage_events SET occurred_at = occurred_at - interval '40 days'",
+        "UPDATE results SET created_at = created_at - interval '40 days'",
         "UPDATE ledger_transactions SET created_at = created_at - interval '40 days'",
     ):
         sql(books, change)

@@ -38,7 +38,7 @@ currency: USD
 models: {tiny: {input: 1000000, output: 1000000}}
 """
 MONTH = Month.of(datetime.now(UTC))
-LINES = "SELECT l::text FROM rated_lines l ORDER BY request_id, meter, revision"
+LINES = "SELECT l::text FROM usage_prices l ORDER BY request_id, meter, revision"
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_publishing_supersedes_lines_and_adjusts_the_ledger(database: Engine, te
     after = sql(database, LINES)
     assert [line for line in after if line in before] == before  # nothing is edited
     assert len(after) == len(before) + 11
-    assert sql(database, "SELECT sum(amount) FROM rated_lines WHERE revision = 2") == [(198,)]
+    assert sql(database, "SELECT sum(amount) FROM usage_prices WHERE revision = 2") == [(198,)]
     kinds = "SELECT kind, period FROM ledger_transactions WHERE kind <> 'usage'"
     assert sql(database, kinds) == [("adjustment", MONTH.start.date())]
     with transaction() as session:
@@ -114,7 +114,7 @@ def test_publishing_supersedes_lines_and_adjusts_the_ledger(database: Engine, te
         assert again.sha256_before == again.sha256_after
         # What is recorded from now on has the price that holds, and not that of the correction.
     answer_requests(database, tenant, [usage(10)])
-    assert sql(database, "SELECT DISTINCT rate_card_id FROM rated_lines WHERE revision = 1") == [(1,)]
+    assert sql(database, "SELECT DISTINCT rate_card_id FROM usage_prices WHERE revision = 1") == [(1,)]
 
 
 def test_tiers_are_counted_from_the_first_event_of_the_month(database: Engine, tenant: SeededTenant) -> None:
@@ -124,7 +124,7 @@ def test_tiers_are_counted_from_the_first_event_of_the_month(database: Engine, t
         [other, tiny] = done.differences
     assert (other.change, tiny.num_lines) == (0, 11)
     assert done.card is not None
-    befores = "SELECT quantity_before FROM rated_lines WHERE revision = 2 AND meter = 'output' ORDER BY request_id"
+    befores = "SELECT quantity_before FROM usage_prices WHERE revision = 2 AND meter = 'output' ORDER BY request_id"
     assert [row[0] for row in sql(database, befores)] == [0, 8, 38, 0, 0]
     [(counted,)] = sql(
         database,

@@ -59,7 +59,7 @@ def test_what_a_group_records_is_in_the_roll_ups_at_once(bench: Bench) -> None:
     bench.answer(bench.claim())
 
     [[num_prompt_tokens]] = sql(bench.engine, "SELECT num_prompt_tokens FROM batches")
-    amounts = dict(sql(bench.engine, "SELECT meter, sum(amount) FROM rated_lines GROUP BY meter"))
+    amounts = dict(sql(bench.engine, "SELECT meter, sum(amount) FROM usage_prices GROUP BY meter"))
     for period in ("hour", "day"):
         assert rollups(bench.engine, period) == {
             "input_uncached": (3, num_prompt_tokens - 3, 0, amounts["input_uncached"]),
@@ -113,7 +113,7 @@ def test_a_roll_up_that_was_changed_by_hand_is_found_and_set_right(bench: Bench)
 
     [found] = drift_of(bench)
     assert (found.period, found.meter, found.quantity, found.amount) == ("day", "output", -5, Decimal(0))
-    assert _broken() == {"roll-ups are the sum of the usage events"}
+    assert _broken() == {"roll-ups are the sum of the usage"}
     assert rebuild(bench.engine).num_corrected == 1
     assert rollups(bench.engine) == before
     assert drift_of(bench) == []

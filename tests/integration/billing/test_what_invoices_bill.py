@@ -77,7 +77,7 @@ def test_later_changes_are_corrections_of_the_next_invoice(database: Engine) -> 
     assert december == []  # what was corrected is not corrected again
     now = sql(
         database,
-        "SELECT sum(amount) FROM (SELECT DISTINCT ON (request_id, meter) amount FROM rated_lines"
+        "SELECT sum(amount) FROM (SELECT DISTINCT ON (request_id, meter) amount FROM usage_prices"
         " ORDER BY request_id, meter, revision DESC) latest",
     )
     assert october.exact + november.exact == now[0][0]
@@ -266,7 +266,7 @@ def test_whatever_happens_invoices_bill_what_is_rated_and_nothing_twice(database
         sql(
             database,
             "SELECT currency, sum(amount) FROM (SELECT DISTINCT ON (request_id, meter) currency, amount"
-            " FROM rated_lines ORDER BY request_id, meter, revision DESC) latest GROUP BY currency",
+            " FROM usage_prices ORDER BY request_id, meter, revision DESC) latest GROUP BY currency",
         )
     )
     for currency, amount in rated.items():

@@ -107,7 +107,7 @@ def test_a_batch_shows_progress_cost_and_why_it_waits(acme: Tenant, bench: Bench
     assert "Pauses before it costs 5.00 USD" in shown
     assert NASTY not in response.text
     assert NASTY in shown
-    [(amount,)] = sql(bench.engine, "SELECT sum(amount) FROM rated_lines")
+    [(amount,)] = sql(bench.engine, "SELECT sum(amount) FROM usage_prices")
     assert f"Cost so far {Decimal(amount).normalize():f} USD" in shown
     assert 'data-refresh="3"' in response.text
     assert "End of its window" in shown

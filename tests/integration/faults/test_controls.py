@@ -155,8 +155,6 @@ def no_look_at_outcomes_and_no_keys(monkeypatch: pytest.MonkeyPatch, bench: Benc
     no_look_at_outcomes(monkeypatch, bench)
     for table, key in {
         "results": "pk_results",
-        "usage_events": "pk_usage_events",
-        "rated_lines": "pk_rated_lines",
         "ledger_transactions": "uq_ledger_transactions_idempotency_key",
     }.items():
         bench.execute(f"ALTER TABLE {table} DROP CONSTRAINT {key} CASCADE")

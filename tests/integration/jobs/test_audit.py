@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from older_usage import write_as_older_groups
 from running_groups import running_group, wait_for
 from seeds import SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
@@ -15,6 +16,14 @@ from pipeline.jobs.finalizing import finalize
 from pipeline.jobs.invariants import AT_REST
 from workers.backends.echo import EchoEngine
 
+ROLLUPS = "roll-ups are the sum of the usage"
+NO_USAGE = (
+    "tenant_id = NULL, num_uncached_tokens = NULL, num_cached_tokens = NULL, num_output_tokens = NULL, engine_ms = NULL"
+)
+NO_PRICE = (
+    "rate_card_id = NULL, ledger_transaction_id = NULL, uncached_amount = NULL, cached_amount = NULL,"
+    " output_amount = NULL"
+)
 #: What is broken by hand, and the invariants that see it; `:first` to `:third` are ids of requests. Triggers and
 #: foreign keys, which refuse some of it, are off.
 DAMAGE = {
@@ -32,7 +41,9 @@ DAMAGE = {
         "each administrative act follows from the one before"
     },
     "DELETE FROM results WHERE request_id = :first": {
-        "nothing is kept of a request that is not there",
+        ROLLUPS,
+        "every ledger transaction is the sum of the prices that name it",
+        "the tokens of a batch are the sum of its usage",
         "a request has an answer if it succeeded, and no other has one",
         "an attempt counts the answers that it recorded",
     },
@@ -53,7 +64,7 @@ DAMAGE = {
     },
     "UPDATE batches SET num_succeeded = num_succeeded - 1": {"the counters of a batch are those of its requests"},
     "UPDATE batches SET num_completion_tokens = num_completion_tokens + 8": {
-        "the tokens of a batch are the sum of its usage events"
+        "the tokens of a batch are the sum of its usage"
     },
     "UPDATE slices SET num_unfinished = 1 WHERE id = 1": {
         "a slice counts its requests without an outcome, and is done when there are none"
@@ -62,47 +73,118 @@ DAMAGE = {
         "a slice counts its requests without an outcome, and is done when there are none",
         "no lease outlives its owner by more than its length",
     },
-    "DELETE FROM usage_events WHERE request_id = :first AND meter = 'output'": {
-        "nothing is kept of a request that is not there",
-        "roll-ups are the sum of the usage events",
-        "every answer has one set of usage events, of its own prompt",
-        "the tokens of a batch are the sum of its usage events",
+    # An answer without usage, with part of it, with what it does not say, and with that of another tenant.
+    f"UPDATE results SET {NO_USAGE}, {NO_PRICE} WHERE request_id = :first": {
+        ROLLUPS,
+        "every answer has its usage once, and of its own prompt",
+        "every ledger transaction is the sum of the prices that name it",
+        "the tokens of a batch are the sum of its usage",
     },
-    "UPDATE usage_events SET quantity = quantity + 1 WHERE request_id = :first AND meter = 'output'": {
-        "roll-ups are the sum of the usage events",
+    "UPDATE results SET num_output_tokens = NULL WHERE request_id = :first": {
+        ROLLUPS,
+        "what stands in the row of an answer is whole",
         "what is metered of an answer is what the answer says",
-        "every usage event has its price, and no price is without one",
-        "the tokens of a batch are the sum of its usage events",
+        "the tokens of a batch are the sum of its usage",
     },
-    "UPDATE usage_events SET quantity = 99 WHERE request_id = :first AND meter = 'input_uncached'": {
-        "roll-ups are the sum of the usage events",
-        "every answer has one set of usage events, of its own prompt",
-        "every usage event has its price, and no price is without one",
-        "the tokens of a batch are the sum of its usage events",
+    "UPDATE results SET num_output_tokens = num_output_tokens + 1 WHERE request_id = :first": {
+        ROLLUPS,
+        "what is metered of an answer is what the answer says",
+        "every amount is its quantity at the price of its card",
+        "the tokens of a batch are the sum of its usage",
     },
-    "DELETE FROM rated_lines WHERE request_id = :first": {
-        "roll-ups are the sum of the usage events",
-        "every usage event has its price, and no price is without one",
-        "every ledger transaction is the sum of its rated lines",
+    "UPDATE results SET num_uncached_tokens = 99 WHERE request_id = :first": {
+        ROLLUPS,
+        "every answer has its usage once, and of its own prompt",
+        "every amount is its quantity at the price of its card",
+        "the tokens of a batch are the sum of its usage",
     },
-    "UPDATE rated_lines SET amount = amount * 2 WHERE request_id = :first AND meter = 'output'": {
-        "roll-ups are the sum of the usage events",
-        "every rated line is its quantity at the price of its card",
-        "every ledger transaction is the sum of its rated lines",
+    "UPDATE results SET tenant_id = 'another' WHERE request_id = :first": {
+        ROLLUPS,
+        "what stands in the row of an answer is whole",
+    },
+    # The price of an answer: none, half of one, another amount, of nowhere, and of another transaction.
+    f"UPDATE results SET {NO_PRICE} WHERE request_id = :first": {
+        ROLLUPS,
+        "all usage has its price, of its own quantity and each revision once",
+        "every ledger transaction is the sum of the prices that name it",
+    },
+    "UPDATE results SET output_amount = NULL WHERE request_id = :first": {
+        ROLLUPS,
+        "what stands in the row of an answer is whole",
+        "every ledger transaction is the sum of the prices that name it",
+    },
+    "UPDATE results SET output_amount = output_amount * 2 WHERE request_id = :first": {
+        ROLLUPS,
+        "every amount is its quantity at the price of its card",
+        "every ledger transaction is the sum of the prices that name it",
+    },
+    "UPDATE results SET num_cached_tokens = 0, cached_amount = 1 WHERE request_id = :second": {
+        "what stands in the row of an answer is whole",
+    },
+    "UPDATE results SET ledger_transaction_id = 99 WHERE request_id = :first": {
+        "nothing is kept of a request that is not there",
+        "every ledger transaction is the sum of the prices that name it",
+    },
+    "UPDATE results SET rate_card_id = 99 WHERE request_id = :first": {
+        ROLLUPS,
+        "nothing is kept of a request that is not there",
+        "every amount is its quantity at the price of its card",
+    },
+    # The same usage in both forms, and the same price.
+    """INSERT INTO usage_events (request_id, meter, quantity, tenant_id, project_id, api_key_id, batch_id,
+                                 service_class, model, group_id, engine_ms, occurred_at)
+       SELECT request_id, meter, quantity, tenant_id, project_id, api_key_id, batch_id, service_class, model, group_id,
+              engine_ms, occurred_at
+       FROM metered_usage WHERE request_id = :first""": {
+        ROLLUPS,
+        "every answer has its usage once, and of its own prompt",
+        "all usage has its price, of its own quantity and each revision once",
+        "the tokens of a batch are the sum of its usage",
+    },
+    """INSERT INTO rated_lines (request_id, meter, rate_card_id, ledger_transaction_id, quantity, unit_price, amount,
+                                currency)
+       SELECT request_id, meter, rate_card_id, ledger_transaction_id, rated_quantity, unit_price, amount, currency
+       FROM usage_prices WHERE request_id = :first AND meter = 'output'""": {
+        "all usage has its price, of its own quantity and each revision once",
+    },
+    # What groups of older versions have written, as they have of the third.
+    "DELETE FROM usage_events WHERE request_id = :third AND meter = 'output'": {
+        "nothing is kept of a request that is not there",
+        ROLLUPS,
+        "every answer has its usage once, and of its own prompt",
+        "every ledger transaction is the sum of the prices that name it",
+        "the tokens of a batch are the sum of its usage",
+    },
+    "UPDATE usage_events SET quantity = quantity + 1 WHERE request_id = :third AND meter = 'output'": {
+        ROLLUPS,
+        "what is metered of an answer is what the answer says",
+        "all usage has its price, of its own quantity and each revision once",
+        "the tokens of a batch are the sum of its usage",
+    },
+    "DELETE FROM rated_lines WHERE request_id = :third": {
+        ROLLUPS,
+        "all usage has its price, of its own quantity and each revision once",
+        "every ledger transaction is the sum of the prices that name it",
+    },
+    "UPDATE rated_lines SET amount = amount * 2 WHERE request_id = :third AND meter = 'output'": {
+        ROLLUPS,
+        "every amount is its quantity at the price of its card",
+        "every ledger transaction is the sum of the prices that name it",
     },
     "UPDATE ledger_entries SET amount = amount + 1 WHERE amount > 0": {
         "every ledger transaction sums to zero",
-        "every ledger transaction is the sum of its rated lines",
+        "every ledger transaction is the sum of the prices that name it",
     },
     """INSERT INTO credit_notes (id, tenant_id, batch_id, reason, currency, amount, ledger_transaction_id)
         SELECT 'c', b.tenant_id, b.id, 'missed_window', 'USD', 1, (SELECT min(id) FROM ledger_transactions)
         FROM batches b""": {
         "a window is credited if it was missed",
-        "every ledger transaction is the sum of its rated lines",
+        "every ledger transaction is the sum of the prices that name it",
     },
     "UPDATE attempts SET num_succeeded = 0": {"an attempt counts the answers that it recorded"},
     "UPDATE results SET created_at = now() + interval '1 hour' WHERE request_id = :first": {
-        "every answer was recorded by the group of its attempt, before that ended"
+        ROLLUPS,
+        "every answer was recorded by the group of its attempt, before that ended",
     },
     "UPDATE results SET group_id = 'group-1@here' WHERE request_id = :first": {
         "every answer was recorded by the group of its attempt, before that ended"
@@ -119,9 +201,7 @@ DAMAGE = {
     "INSERT INTO partial_outputs (request_id, position, num_tokens, data) VALUES (:first, 0, 4, 'x')": {
         "nothing is kept of an answer in parts once there is an outcome"
     },
-    "UPDATE usage_rollups SET num_events = num_events + 1 WHERE period = 'hour'": {
-        "roll-ups are the sum of the usage events"
-    },
+    "UPDATE usage_rollups SET num_events = num_events + 1 WHERE period = 'hour'": {ROLLUPS},
     "INSERT INTO holds (slice_id, budget_id, period_start, amount) VALUES (1, 'b', '2000-01-01', 1)": {
         "nothing is held for a slice that is not claimed"
     },
@@ -151,12 +231,13 @@ def tenant(database: Engine, redis_url: str) -> SeededTenant:
 
 @pytest.fixture
 def finished(database: Engine, tenant: SeededTenant, tmp_path: Path) -> str:
-    """A batch of two slices that a group has answered."""
+    """A batch of two slices that a group has answered, the last request of it a group of an older version."""
     batch_id = seed_batch(database, tenant, [2, 1], params={"max_tokens": 3})
     with running_group(database, EchoEngine(byte_level(tmp_path / "tiny"))):
         wait_for(lambda: sql(database, "SELECT 1 FROM slices HAVING bool_and(status = 'done')"))
     finalize(batch_id, database)
     sql(database, "DELETE FROM outbox")
+    write_as_older_groups(database, "request_id = (SELECT max(id) FROM requests)")
     return batch_id
 
 

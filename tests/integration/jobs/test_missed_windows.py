@@ -25,7 +25,7 @@ def credits(bench: Bench) -> list[tuple[str, str, str, Decimal]]:
 
 
 def billed(bench: Bench) -> Decimal:
-    return Decimal(sql(bench.engine, "SELECT sum(amount) FROM rated_lines")[0][0])
+    return Decimal(sql(bench.engine, "SELECT sum(amount) FROM usage_prices")[0][0])
 
 
 def owed(bench: Bench) -> Decimal:

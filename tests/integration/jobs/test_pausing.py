@@ -60,7 +60,7 @@ def nothing_to_claim(bench: Bench) -> bool:
 
 
 def spent_in_truth(bench: Bench) -> Decimal:
-    [(amount,)] = sql(bench.engine, "SELECT coalesce(sum(amount), 0) FROM rated_lines")
+    [(amount,)] = sql(bench.engine, "SELECT coalesce(sum(amount), 0) FROM usage_prices")
     return Decimal(amount)
 
 

@@ -75,13 +75,13 @@ def test_an_answer_is_written_with_its_usage_its_price_and_all_counters(database
     )
     usage_columns = "meter, quantity, tenant_id, api_key_id, batch_id, model, group_id, engine_ms"
     owner = (tenant.id, tenant.api_key_id, batch_id, MODEL, GROUP)
-    assert sql(database, f"SELECT {usage_columns} FROM usage_events ORDER BY meter") == [
+    assert sql(database, f"SELECT {usage_columns} FROM metered_usage ORDER BY meter") == [
         ("input_cached", 4, *owner, 0),
         ("input_uncached", 6, *owner, 0),
         ("output", 5, *owner, 33),
     ]
     assert sql(
-        database, "SELECT meter, revision, quantity, unit_price, amount, currency FROM rated_lines ORDER BY meter"
+        database, "SELECT meter, revision, quantity, unit_price, amount, currency FROM usage_prices ORDER BY meter"
     ) == [
         ("input_cached", 1, 4, Decimal("0.061"), 4 * CACHED / 10**6, "USD"),
         ("input_uncached", 1, 6, Decimal("0.137"), 6 * INPUT / 10**6, "USD"),
@@ -120,7 +120,7 @@ def test_the_ledger_sums_to_zero_and_to_the_rated_lines(database: Engine, tenant
     ]
     per_transaction = """
         SELECT count(*) FROM ledger_transactions t
-        WHERE (SELECT sum(amount) FROM rated_lines r WHERE r.ledger_transaction_id = t.id)
+        WHERE (SELECT sum(amount) FROM usage_prices r WHERE r.ledger_transaction_id = t.id)
            <> (SELECT sum(amount) FROM ledger_entries e WHERE e.transaction_id = t.id AND e.amount > 0)
     """
     assert sql(database, per_transaction) == [(0,)]
@@ -135,8 +135,8 @@ def test_recording_twice_bills_once(database: Engine, tenant: SeededTenant) -> N
 
     assert again == Recorded(stale=frozenset(), done=frozenset({claimed.id}), finished_batches=())
     assert sql(database, "SELECT count(*), count(DISTINCT request_id) FROM results") == [(2, 2)]
-    assert sql(database, "SELECT sum(quantity) FROM usage_events") == [(24,)]
-    assert sql(database, "SELECT count(*), sum(quantity) FROM rated_lines") == [(4, 24)]
+    assert sql(database, "SELECT sum(quantity) FROM metered_usage") == [(24,)]
+    assert sql(database, "SELECT count(*), sum(quantity) FROM usage_prices") == [(4, 24)]
     assert sql(database, "SELECT num_succeeded, num_completion_tokens FROM batches") == [(2, 10)]
     assert sql(database, "SELECT count(*) FROM outbox") == [(1,)]
 
@@ -155,7 +155,7 @@ def test_a_stale_epoch_writes_nothing(database: Engine, tenant: SeededTenant, lo
     sql(database, loss)
     recorded = record(database, [answer(claimed, request)])
     assert recorded == Recorded(stale=frozenset({claimed.id}), done=frozenset(), finished_batches=())
-    for table in ("results", "usage_events", "rated_lines", "ledger_entries", "outbox"):
+    for table in ("results", "usage_events", "rated_lines", "rating_counters", "ledger_entries", "outbox"):
         assert sql(database, f"SELECT count(*) FROM {table}") == [(0,)], table
     assert sql(database, "SELECT outcome FROM requests") == [(None,)]
     assert sql(database, "SELECT num_succeeded FROM batches") == [(0,)]
@@ -212,7 +212,7 @@ def test_what_failed_is_recorded_with_its_reason_and_not_billed(database: Engine
         ("cancelled", None, None),
         ("succeeded", None, None),
     ]
-    assert sql(database, "SELECT count(*), sum(quantity) FROM usage_events") == [(2, 12)]
+    assert sql(database, "SELECT count(*), sum(quantity) FROM metered_usage") == [(2, 12)]
     assert sql(database, "SELECT num_succeeded, num_unsuccessful FROM batches") == [(1, 2)]
     assert sql(database, "SELECT num_succeeded, num_unsuccessful, num_wasted_tokens FROM attempts") == [(1, 2, 22)]
     wasted = "SELECT cause, sum(num_tokens), sum(engine_ms), count(*) FROM waste GROUP BY cause ORDER BY cause"
@@ -229,7 +229,7 @@ def test_answers_have_the_price_of_the_moment(database: Engine, tenant: SeededTe
     sql(database, f"{card} effective_from) VALUES ('{MODEL}', 'USD', 2, 1, 3, 0, now())")
     sql(database, f"{card} effective_from) VALUES ('{MODEL}', 'USD', 9, 9, 9, 0, now() + interval '1 h')")
     record(database, [answer(claimed, second)])
-    assert sql(database, "SELECT amount FROM rated_lines ORDER BY request_id, meter") == [
+    assert sql(database, "SELECT amount FROM usage_prices ORDER BY request_id, meter") == [
         (7 * INPUT / 10**6,),
         (5 * OUTPUT / 10**6,),
         (Decimal("0.000014"),),
@@ -243,8 +243,8 @@ def test_an_answer_that_nothing_prices_is_kept_unrated_and_reported(database: En
     with structlog.testing.capture_logs() as logs:
         record(database, [answer(claimed, request)])
     assert sql(database, "SELECT outcome FROM requests") == [("succeeded",)]
-    assert sql(database, "SELECT count(*), sum(quantity) FROM usage_events") == [(2, 12)]
-    assert sql(database, "SELECT count(*) FROM rated_lines") == [(0,)]
+    assert sql(database, "SELECT count(*), sum(quantity) FROM metered_usage") == [(2, 12)]
+    assert sql(database, "SELECT count(*) FROM usage_prices") == [(0,)]
     assert [(log["log_level"], log["model"], log["requests"]) for log in logs] == [("error", "unpriced", [request.id])]
 
 
@@ -255,7 +255,7 @@ def test_a_batch_keeps_the_price_that_was_agreed(database: Engine, tenant: Seede
     sql(database, f"{card} VALUES ('{MODEL}', 'USD', 2, 1, 3, 0)")
     claimed, (request,) = claim(database)
     record(database, [answer(claimed, request)])
-    assert sql(database, "SELECT amount FROM rated_lines WHERE meter = 'output'") == [(5 * OUTPUT / 10**6,)]
+    assert sql(database, "SELECT amount FROM usage_prices WHERE meter = 'output'") == [(5 * OUTPUT / 10**6,)]
 
 
 def test_recording_again_waits_for_a_commit_that_is_still_on_its_way(database: Engine, tenant: SeededTenant) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import httpx2
 import pytest
+from older_usage import write_as_older_groups
 from running_gateways import error_of, new_tenant, serve, wait_for
 from seeds import MODEL, sql
 from sqlalchemy import Engine
@@ -47,6 +48,7 @@ def age(database: Engine) -> str:
         "batches.created_at",
         "batches.in_progress_at",
         "usage_events.occurred_at",
+        "results.created_at",
         "ledger_transactions.created_at",
     ):
         table, column = moment.split(".")
@@ -66,7 +68,7 @@ def bill(database: Engine, number: str = "INV-1") -> None:
         " exact, total)"
         " SELECT DISTINCT CAST(:number AS text), tenant_id, 'USD',"
         " CAST(date_trunc('month', occurred_at, 'UTC') AS date), 'final', CAST(:number AS text),"
-        ' CAST(\'{"name": "acme"}\' AS jsonb), CAST(\'{"name": "us"}\' AS jsonb), now(), 0, 0 FROM usage_events',
+        ' CAST(\'{"name": "acme"}\' AS jsonb), CAST(\'{"name": "us"}\' AS jsonb), now(), 0, 0 FROM metered_usage',
         number=number,
     )
 
@@ -88,7 +90,7 @@ def num_rows(database: Engine) -> list[int]:
 def test_without_a_setting_everything_is_kept(ended: tuple[Bench, str]) -> None:
     age(ended[0].engine)
     assert drop_old_months(ended[0].engine) == []
-    assert num_rows(ended[0].engine) == [9, 9, 3, 3]
+    assert num_rows(ended[0].engine) == [0, 0, 3, 3]
 
 
 def test_what_is_not_old_enough_is_kept(ended: tuple[Bench, str]) -> None:
@@ -98,15 +100,19 @@ def test_what_is_not_old_enough_is_kept(ended: tuple[Bench, str]) -> None:
     assert [month.kept_because for month in old_months(ended[0].engine, months=MONTHS_AGO - 1)] == [None]
 
 
-def test_a_month_is_dropped_when_nothing_keeps_it_and_all_sums_still_hold(ended: tuple[Bench, str]) -> None:
+@pytest.mark.parametrize(("as_older_groups", "rows"), [("false", 0), ("true", 9), ("mod(request_id, 3) = 1", 3)])
+def test_a_month_is_dropped_when_nothing_keeps_it_and_all_sums_still_hold(
+    ended: tuple[Bench, str], as_older_groups: str, rows: int
+) -> None:
     database = ended[0].engine
+    write_as_older_groups(database, as_older_groups)
     name = age(database)
     rollups = "SELECT * FROM usage_rollups ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
     before = sql(database, rollups)
 
     [kept] = drop_old_months(database, months=12)
     assert kept == OldMonth(name, 3, f"no final invoice has what was used by acme in {name.replace('_', '-')}")
-    assert num_rows(database) == [9, 9, 3, 3]
+    assert num_rows(database) == [rows, rows, 3, 3]
 
     bill(database)
     assert drop_old_months(database, months=12) == [OldMonth(name, 3, None)]
@@ -154,7 +160,7 @@ def test_an_invoice_that_is_made_void_while_its_month_is_dropped_keeps_the_month
         [kept] = dropped.result(60)
 
     assert kept == OldMonth(name, 3, f"no final invoice has what was used by acme in {name.replace('_', '-')}")
-    assert num_rows(database) == [9, 9, 3, 3]
+    assert num_rows(database) == [0, 0, 3, 3]
 
 
 def test_a_batch_that_has_not_ended_keeps_its_month(bench: Bench) -> None:
@@ -204,7 +210,7 @@ def test_the_command_says_what_it_would_drop_and_drops_it(ended: tuple[Bench, st
     name = age(ended[0].engine)
     bill(ended[0].engine)
     assert run("--dry-run") == [{"month": name.replace("_", "-"), "requests": 3, "result": "to be dropped"}]
-    assert num_rows(ended[0].engine) == [9, 9, 3, 3]
+    assert num_rows(ended[0].engine) == [0, 0, 3, 3]
     assert run() == [{"month": name.replace("_", "-"), "requests": 3, "result": "dropped"}]
     assert run() == []
     assert CliRunner().invoke(app, ["retention", "run"]).exit_code == 1

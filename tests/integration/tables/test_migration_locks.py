@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -109,16 +112,29 @@ def test_revisions_are_applied_one_by_one_while_tables_are_in_use(database: Engi
 def test_who_migrates_second_waits_for_the_first(database: Engine) -> None:
     url = _url(database)
     command.downgrade(alembic_config(url), "0001")
-    waits_for_lock = (
-        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    looks_for_lock = (
+        "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_try_advisory_lock%'"
+        " AND datname = current_database() AND pid <> :first AND pid <> pg_backend_pid()"
     )
     with database.connect() as first:
         wait_for_lock(first, MIGRATION_LOCK)
+        [[pid]] = first.exec_driver_sql("SELECT pg_backend_pid()").all()
+        first.commit()
         second = threading.Thread(target=migrate, args=(url,))
         second.start()
-        wait_for(lambda: sql(database, waits_for_lock))
+        wait_for(lambda: sql(database, looks_for_lock, first=pid))
         assert revisions(url)[0] == "0001"
         first.invalidate()  # it is done, and its connection closes
     second.join(30)
     assert len(set(revisions(url))) == 1
+
+
+def test_two_who_migrate_at_once_do_not_wait_for_each_other_for_ever(database: Engine) -> None:
+    """An index that is built beside everyone waits for every statement that was there before it, and has a snapshot."""
+    url = _url(database)
+    head = revisions(url)[1]
+    command.downgrade(alembic_config(url), "0016")
+    program = "import os; from pipeline.tables.migrating import migrate; migrate(os.environ['MIGRATED'])"
+    both = [subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "MIGRATED": url}) for _ in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    assert revisions(url) == (head, head)

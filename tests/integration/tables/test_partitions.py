@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from alembic import command
+from older_usage import write_as_older_groups
 from seeds import sql
 from sqlalchemy import Engine
 from submitting import Bench, at_once
@@ -40,6 +41,7 @@ def drop_partitions(database: Engine) -> None:
 def test_all_that_hangs_on_a_request_is_in_the_partitions_of_its_month(bench: Bench) -> None:
     bench.run()
     bench.answer(bench.claim())
+    write_as_older_groups(bench.engine)
     [[month]] = sql(bench.engine, f"SELECT {THIS_MONTH}")
     for table in PARTITIONED_TABLES:
         assert partitions_of(bench.engine, table) == [f"partitions.{table}_{month}"]
@@ -49,6 +51,7 @@ def test_an_answer_that_comes_in_a_later_month_lies_with_its_request(bench: Benc
     bench.run()
     sql(bench.engine, "UPDATE requests SET id = id - (request_month(now()) << 40)")  # of January 2020 and before
     bench.answer(bench.claim())
+    write_as_older_groups(bench.engine, "mod(request_id, 3) = 1")
     for table in PARTITIONED_TABLES:
         assert partitions_of(bench.engine, table) == [f"partitions.{table}_before"]
     assert sql(
@@ -98,14 +101,15 @@ def test_rows_survive_the_way_back_to_one_table_and_forth_again(bench: Bench) ->
     bench.run(num_requests=4)
     claimed = bench.claim()
     bench.answer(claimed, 2)
-    counts = (
-        "SELECT (SELECT count(*) FROM requests), (SELECT count(*) FROM results), (SELECT count(*) FROM rated_lines)"
-    )
+    counts = "SELECT (SELECT count(*) FROM requests), (SELECT count(*) FROM results)"
     before = sql(bench.engine, counts)
+    of_views = {view: f"SELECT * FROM {view} ORDER BY request_id, meter" for view in ("metered_usage", "rated_usage")}
+    used = {view: sql(bench.engine, query) for view, query in of_views.items()}
     config = alembic_config(bench.engine.url.render_as_string(hide_password=False))
 
     command.downgrade(config, "0007")
     assert sql(bench.engine, counts) == before
+    assert sql(bench.engine, "SELECT count(*) FROM rated_lines") == [(6,)], "what was in rows of results"
     [[largest]] = sql(bench.engine, "SELECT max(id & ((1::bigint << 40) - 1)) FROM requests")
     # Ids go on where they were, without the month.
     [[first]] = sql(
@@ -120,5 +124,6 @@ def test_rows_survive_the_way_back_to_one_table_and_forth_again(bench: Bench) ->
     bench.engine.dispose()
     command.upgrade(config, "head")
     assert sql(bench.engine, counts) == before
+    assert {view: sql(bench.engine, query) for view, query in of_views.items()} == used
     bench.answer(claimed)
     assert [found for found in audit(bench.engine).findings if found.violations] == []

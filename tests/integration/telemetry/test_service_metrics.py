@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from flaky_proxy import FlakyProxy
+from older_usage import write_as_older_groups
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from running_groups import GROUP, make_settings, running_group, wait_for
@@ -76,12 +77,12 @@ def test_each_number_is_that_of_the_rows(
     assert found.value("ryzanstein_finished_requests_total", model=MODEL, result="succeeded") == 9
     used = sql(
         database,
-        "SELECT name, meter, sum(quantity) FROM usage_events u JOIN tenants t ON t.id = u.tenant_id GROUP BY 1, 2",
+        "SELECT name, meter, sum(quantity) FROM metered_usage u JOIN tenants t ON t.id = u.tenant_id GROUP BY 1, 2",
     )
     assert used
     for name, meter, num_tokens in used:
         assert found.value("ryzanstein_tokens_total", model=MODEL, tenant=name, kind=meter) == num_tokens
-    ((amount,),) = sql(database, "SELECT sum(amount) FROM rated_lines")
+    ((amount,),) = sql(database, "SELECT sum(amount) FROM usage_prices")
     assert found.total("ryzanstein_rated_amount_total", currency="USD") == pytest.approx(float(amount))
     assert found.value("ryzanstein_tenant_wait_seconds", tenant="acme", cause="budget") >= 0
     assert found.value("ryzanstein_tenant_wait_seconds", tenant="_other", cause="paused") >= 0
@@ -103,6 +104,7 @@ def test_what_does_not_agree_in_the_books_is_shown(
     seed_batch(database, tenants[0], [2], params={"max_tokens": 5})
     with running_group(database, EchoEngine(folder), model_path=folder):
         wait_for(lambda: num_results(database) == 2)
+    write_as_older_groups(database)
     sql(database, "UPDATE usage_events SET quantity = quantity + 3 WHERE meter = 'output'")
     sql(database, "DELETE FROM rated_lines WHERE meter = 'input_uncached'")
     found = scrape()

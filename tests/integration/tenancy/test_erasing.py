@@ -38,8 +38,8 @@ TOKENS = pack_token_ids(PROMPT).hex()
 CONTENT = {"requests", "results", "files", "batches", "batch_errors", "idempotent_answers", "quotes"}
 #: What stays: the numbers of a bill.
 KEPT = {
-    "usage_events": "SELECT * FROM usage_events ORDER BY 1, 2",
-    "rated_lines": "SELECT * FROM rated_lines ORDER BY 1, 2, 3",
+    "metered_usage": "SELECT * FROM metered_usage ORDER BY 1, 2",
+    "usage_prices": "SELECT * FROM usage_prices ORDER BY request_id, meter, revision",
     "ledger_entries": "SELECT * FROM ledger_entries ORDER BY 1, 2",
     "usage_rollups": "SELECT * FROM usage_rollups ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10",
     "counters": "SELECT id, num_requests, num_succeeded, num_prompt_tokens, num_completion_tokens FROM batches",

@@ -59,7 +59,7 @@ def test_a_drained_group_holds_nothing_until_it_resumes_and_the_others_go_on(
         wait_for(lambda: claimed_by(database) == {GROUP})
         wait_for(lambda: num_unfinished(database) == 0, timeout=60)
     # Nothing was generated twice, and no finished request was answered again.
-    assert sql(database, "SELECT sum(quantity) FROM usage_events WHERE meter = 'output'") == [(80 * 60,)]
+    assert sql(database, "SELECT sum(quantity) FROM metered_usage WHERE meter = 'output'") == [(80 * 60,)]
     assert sql(database, "SELECT count(*) FROM attempts WHERE \"end\" = 'lost'") == [(0,)]
 
 

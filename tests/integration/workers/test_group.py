@@ -40,10 +40,10 @@ def check_books(database: Engine) -> None:
     assert sql(
         database,
         "SELECT count(*) FROM results a"
-        " WHERE 2 <> (SELECT count(*) FROM usage_events u WHERE u.request_id = a.request_id)",
+        " WHERE 2 <> (SELECT count(*) FROM metered_usage u WHERE u.request_id = a.request_id)",
     ) == [(0,)]
     assert sql(database, "SELECT coalesce(sum(amount), 0) FROM ledger_entries") == [(0,)]
-    assert sql(database, "SELECT coalesce(sum(amount), 0) FROM rated_lines") == sql(
+    assert sql(database, "SELECT coalesce(sum(amount), 0) FROM usage_prices") == sql(
         database, "SELECT coalesce(sum(amount), 0) FROM ledger_entries WHERE amount > 0"
     )
     assert (

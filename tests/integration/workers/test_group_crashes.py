@@ -60,7 +60,7 @@ def test_a_poisonous_request_fails_alone(database: Engine, tenant: SeededTenant)
     assert len(engine.crashes) == 3
     assert len(engine.crashes[2]) == 1
     assert sql(database, "SELECT max(num_crash_exposures) FROM requests WHERE line <> 5") <= [(2,)]
-    assert sql(database, "SELECT count(*) FROM usage_events") == [(22,)]
+    assert sql(database, "SELECT count(*) FROM metered_usage") == [(22,)]
 
 
 def test_suspects_of_another_group_run_alone_too(database: Engine, tenant: SeededTenant) -> None:

@@ -39,13 +39,13 @@ def own_database(postgres: EmbeddedPostgres) -> Iterator[Engine]:
 def check_books(database: Engine, num_requests: int) -> None:
     assert sql(database, "SELECT count(*) FROM requests WHERE outcome = 'succeeded'") == [(num_requests,)]
     assert sql(database, "SELECT count(*) FROM results") == [(num_requests,)]
-    assert sql(database, "SELECT count(*) FROM usage_events") == [(2 * num_requests,)]
-    assert sql(database, "SELECT count(*) FROM rated_lines") == [(2 * num_requests,)]
+    assert sql(database, "SELECT count(*) FROM metered_usage") == [(2 * num_requests,)]
+    assert sql(database, "SELECT count(*) FROM usage_prices") == [(2 * num_requests,)]
     assert sql(database, "SELECT num_succeeded FROM batches") == [(num_requests,)]
     assert sql(database, "SELECT coalesce(sum(num_unfinished), 0) FROM slices") == [(0,)]
     assert sql(
         database,
-        "SELECT (SELECT sum(amount) FROM rated_lines) - (SELECT sum(amount) FROM ledger_entries WHERE amount > 0)",
+        "SELECT (SELECT sum(amount) FROM usage_prices) - (SELECT sum(amount) FROM ledger_entries WHERE amount > 0)",
     ) == [(0,)]
 
 

@@ -51,7 +51,7 @@ def test_counts_of_an_echo_are_those_of_sql(database: Database, tenant: SeededTe
         )
         labels = {"group": GROUP, "model": MODEL}
         assert found.value("ryzanstein_outcomes_total", outcome="succeeded", **labels) == 7
-        ((num_output,),) = sql(database, "SELECT sum(quantity) FROM usage_events WHERE meter = 'output'")
+        ((num_output,),) = sql(database, "SELECT sum(quantity) FROM metered_usage WHERE meter = 'output'")
         assert found.value("ryzanstein_engine_generation_tokens_total", **labels) == num_output
         assert found.value("vllm:generation_tokens_total", model_name=MODEL, engine="0") == num_output
         assert found.value("ryzanstein_engine_requests_total", finish_reason="length") == 7

@@ -45,7 +45,7 @@ def bodies(database: Engine) -> list[dict[str, Any]]:
 
 
 def usage(database: Engine) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in sql(database, "SELECT meter, sum(quantity) FROM usage_events GROUP BY 1 ORDER BY 1")]
+    return [tuple(row) for row in sql(database, "SELECT meter, sum(quantity) FROM metered_usage GROUP BY 1 ORDER BY 1")]
 
 
 class Lost(ScriptedEngine):

@@ -101,7 +101,7 @@ def test_a_killed_worker_loses_nothing_and_its_successor_goes_on(
     # What the sweeper does with leases that ran out.
     sql(database, "UPDATE slices SET status = 'pending', lease_epoch = lease_epoch + 1 WHERE status = 'claimed'")
     wait_for(lambda: num_results(database) == 80)
-    assert sql(database, "SELECT count(*), sum(quantity) FROM usage_events WHERE meter = 'output'") == [(80, 160)]
+    assert sql(database, "SELECT count(*), sum(quantity) FROM metered_usage WHERE meter = 'output'") == [(80, 160)]
     assert sql(database, "SELECT num_succeeded FROM batches") == [(80,)]
 
 
