@@ -39,6 +39,19 @@ class Load:
     query_length: int
     context_length: int
     num_sequences: int
+    #: Sequences of a family have their first tokens in the same blocks, as W4's; 0 is none.
+    num_families: int = 0
+    num_shared: int = 0
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens whose keys and values are in the cache."""
+        num_once = self.num_shared * (self.num_sequences - self.num_families) if self.num_families else 0
+        return self.context_length * self.num_sequences - num_once
+
+    def __str__(self) -> str:
+        families = f" ({self.num_families} families)" if self.num_families else ""
+        return f"{self.name} {self.num_sequences} x {self.query_length} of {self.context_length}{families}"
 
 
 SHAPES = (Shape("W1", 12, 12, 64), Shape("W2", 16, 8, 128))
@@ -48,6 +61,8 @@ LOADS = (
     Load("decode", 1, 16384, 1),
     Load("prefill", 128, 128, 16),
     Load("prefill", 32, 416, 16),
+    Load("decode", 1, 424, 64, num_families=2, num_shared=384),
+    Load("prefill", 32, 416, 16, num_families=2, num_shared=384),
     Load("prefill", 2048, 2048, 1),
     Load("prefill", 512, 16384, 1),
 )
@@ -62,10 +77,14 @@ class Step:
         self._shape, self._load = shape, load
         self._blocks = -(-load.context_length // block_size)
         order = torch.randperm(self._blocks * load.num_sequences)
+        tables = order.view(load.num_sequences, -1).tolist()
+        num_shared = load.num_shared // block_size
+        for number, table in enumerate(tables):
+            table[:num_shared] = tables[number % (load.num_families or load.num_sequences)][:num_shared]
         step = StepMetadata.of(
             [load.query_length] * load.num_sequences,
             [load.context_length] * load.num_sequences,
-            order.view(load.num_sequences, -1).tolist(),
+            tables,
             block_size=block_size,
         )
         caches = [
@@ -125,7 +144,7 @@ class Step:
         """Of the keys and values of one layer."""
         load, shape = self._load, self._shape
         item = self._heads[0].element_size()
-        return 2 * load.context_length * load.num_sequences * shape.kv_heads * shape.head_dim * item
+        return 2 * load.num_cached * shape.kv_heads * shape.head_dim * item
 
 
 def medians(contestants: Sequence[Callable[[int], None]], rounds: int) -> list[float]:
@@ -152,14 +171,14 @@ def main() -> None:
     if options.isa and not choose_isa(options.isa):
         parser.error(f"this machine has no {options.isa}; it has {isa()}")
     print(f"{isa()}, {options.threads} threads, {options.dtype}; milliseconds per layer, median of {options.rounds}")
-    print(f"{'step':38} {'ours':>8} {'GFLOP/s':>8} {'GB/s':>6} {'reference':>10} {'ratio':>6} {'sdpa':>8} {'ratio':>6}")
+    print(f"{'step':42} {'ours':>8} {'GFLOP/s':>8} {'GB/s':>6} {'reference':>10} {'ratio':>6} {'sdpa':>8} {'ratio':>6}")
     for shape in SHAPES:
         for load in LOADS:
             step = Step(shape, load, getattr(torch, options.dtype))
             ours, reference, sdpa = medians((step.run_native, step.run_reference, step.run_gathered), options.rounds)
-            name = f"{shape.name} {load.name} {load.num_sequences} x {load.query_length} of {load.context_length}"
+            name = f"{shape.name} {load}"
             print(
-                f"{name:38} {ours * 1e3:8.3f} {2 * step.num_multiplications / ours / 1e9:8.0f} "
+                f"{name:42} {ours * 1e3:8.3f} {2 * step.num_multiplications / ours / 1e9:8.0f} "
                 f"{step.num_bytes / ours / 1e9:6.1f} {reference * 1e3:10.3f} {reference / ours:6.2f} "
                 f"{sdpa * 1e3:8.3f} {sdpa / ours:6.2f}"
             )

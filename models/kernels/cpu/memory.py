@@ -14,6 +14,8 @@ from torch import Tensor
 #: Weights are taken from pieces of this size, so that they begin and end together on few large pages.
 _PIECE_BYTES = 64 * 2**20
 _ALIGNMENT = 64
+#: What a large page holds on most systems; a buffer of at least half as much is worth one.
+_LARGE_PAGE_BYTES = 2 * 2**20
 #: Of glibc's mallopt: blocks of at least so many bytes are mappings of their own, which end when the block is freed.
 _M_MMAP_THRESHOLD = -3
 #: The largest that glibc would come to by itself, and what is enough for weights.
@@ -100,6 +102,14 @@ class Workspace:
             return view
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < rows * columns:
-            buffer = self._buffers[name] = torch.empty(rows * columns, dtype=dtype)
+            buffer = self._buffers[name] = _buffer(rows * columns, dtype)
         view = self._views[name] = buffer[: rows * columns].view(rows, columns)
         return view
+
+
+def _buffer(num_elements: int, dtype: torch.dtype) -> Tensor:
+    """[num_elements], not initialised; on large pages where it is large, since a matrix reads many rows at once."""
+    size = num_elements * dtype.itemsize
+    if size < _LARGE_PAGE_BYTES // 2:
+        return torch.empty(num_elements, dtype=dtype)
+    return large_pages(-(-size // _LARGE_PAGE_BYTES) * _LARGE_PAGE_BYTES).view(dtype)

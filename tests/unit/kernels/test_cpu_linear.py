@@ -106,6 +106,20 @@ def test_a_row_of_a_product_depends_on_its_own_row_alone(chosen_isa: str) -> Non
             assert torch.equal(linear(hidden[rows]), whole[rows])
 
 
+@pytest.mark.parametrize("is_quantised", [False, True])
+@pytest.mark.parametrize("outputs", [528, 544])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_result_too_large_for_the_caches_is_that_of_its_parts(
+    chosen_isa: str, dtype: torch.dtype, outputs: int, is_quantised: bool
+) -> None:
+    """It is written in another way: the last outputs of a row are no whole line, or they are."""
+    hidden, weight, bias = random(1040, 64, seed=25), random(outputs, 64, seed=26), random(outputs, seed=27)
+    linear = packed(weight, bias, dtype=dtype, is_quantised=is_quantised)
+    whole = linear(hidden).clone()
+    for rows in (slice(0, 40), slice(1000, 1040)):
+        assert torch.equal(linear(hidden[rows]), whole[rows])
+
+
 def test_rows_of_a_strided_input_are_multiplied(chosen_isa: str) -> None:
     wide, weight = random(9, 256, seed=13), random(40, 96, seed=14)
     part = wide[:, 32:128]

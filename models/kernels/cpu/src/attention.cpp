@@ -45,13 +45,13 @@ struct Attention : Planning {
 
   // Of the flat heads of all tokens.
   int64_t head_of(const Task& task, int64_t row, int64_t kv_head) const {
-    const int64_t token = step.query_starts[task.sequence] + row / rows_per_position();
-    return token * step.heads + kv_head * rows_per_position() + row % rows_per_position();
+    const int64_t positions = positions_to(row), token = step.query_starts[task.sequence] + positions;
+    return token * step.heads + kv_head * rows_per_position + row - positions * rows_per_position;
   }
   // [max, sum, accumulated values] of one row of one segment.
   float* partial(const Task& task, int64_t part, int64_t kv_head, int64_t row) const {
     const int64_t index = (task.partial + part) * step.kv_heads + kv_head;
-    return partials + (index * rows_per_position() + row) * (2 + step.head_dim);
+    return partials + (index * rows_per_position + row) * (2 + step.head_dim);
   }
 
   // The bundles of all heads are cut into one run per thread, of equal cost.
@@ -98,7 +98,8 @@ struct Attention : Planning {
   void load_queries(const Task& task, int64_t kv_head, Row* to, int64_t stride) const {
     for (int64_t r = 0; r < task.num_rows; r++, to += stride) {
       const int64_t head = head_of(task, task.row + r, kv_head);
-      const T* from = query + head / step.heads * query_stride + head % step.heads * step.head_dim;
+      const int64_t token = step.query_starts[task.sequence] + positions_to(task.row + r);
+      const T* from = query + token * query_stride + (head - token * step.heads) * step.head_dim;
       if constexpr (sizeof(Row) == sizeof(T))
         std::memcpy((void*)to, from, step.head_dim * sizeof(T));
       else
@@ -114,30 +115,31 @@ struct Attention : Planning {
     if constexpr (sizeof(T) == 2)
       if (is_on_tiles) end_values(tile, step.head_dim, (uint32_t*)s.tile);
 #endif
-    for (int64_t row = 0; row < task.num_rows; row += SUBTILE)
-      add_tile(task, tile, row, std::min<int64_t>(SUBTILE, task.num_rows - row), s);
+    const int64_t at_once = is_on_tiles ? 2 * SUBTILE : SUBTILE;
+    for (int64_t row = 0; row < task.num_rows; row += at_once)
+      add_tile(task, tile, row, std::min(at_once, task.num_rows - row), s);
   }
 
-  // Online softmax of up to 16 rows from `row` of the task over one tile.
+  // Online softmax of up to 32 rows from `row` of the task over one tile.
   void add_tile(const Task& task, const Tile<T>& tile, int64_t row, int64_t num_rows, Scratch<T>& s) const {
     const int64_t oldest = position(task, task.row + row), newest = position(task, task.row + row + num_rows - 1);
     const int64_t from = std::max(tile.first, first_seen(oldest) / GROUP * GROUP), to = std::min(tile.last, newest + 1);
     if (from >= to) return;
     const int64_t base = (from - tile.first) / GROUP, width = round_up(to - from, GROUP);
     const auto soften_rows = [&] {
-      for (int64_t r = 0; r < num_rows; r++) {
+      soften_all(s, row, num_rows, width, [&](int64_t r) {
         const int64_t at = position(task, task.row + row + r);
-        soften(s, row + r, r, width, std::max(from, first_seen(at)) - from, std::min(to, at + 1) - from);
-      }
+        return Seen{std::max(from, first_seen(at)) - from, std::min(to, at + 1) - from};
+      });
     };
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2)
       if (is_on_tiles) {
-        score_on_tiles(s.queries + row * s.padded, s.padded, tile.keys + base, width / GROUP, tile.key_stride,
+        score_on_tiles(num_rows, s.queries + row * s.padded, s.padded, tile.keys + base, width / GROUP, tile.key_stride,
                        step.head_dim, s.scores, TILE);
         soften_rows();
-        weigh_on_tiles(s.weights, TILE, tile.values + base, width / GROUP, step.head_dim, s.out + row * s.padded,
-                       s.padded);
+        weigh_on_tiles(num_rows, s.weights, TILE, tile.values + base, width / GROUP, step.head_dim,
+                       s.out + row * s.padded, s.padded);
         return;
       }
 #endif
@@ -150,43 +152,49 @@ struct Attention : Planning {
                   s.padded);
   }
 
+  // Tasks of a bundle whose own keys are on their way from memory while another's are multiplied.
+  static constexpr int64_t AHEAD = 2;
+
   // The same of the rows of a bundle: together as far as they share the keys, and one task after the other beyond.
   void add_shared_tile(const Bundle& bundle, const Task* tasks, int64_t kv_head, int64_t from, int64_t end,
                        Scratch<T>& s) const {
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2) {
       const int64_t middle = std::max(from, std::min(end, bundle.shared)), num_shared = (middle - from) / GROUP;
+      const int64_t dim = step.head_dim, num_rows = bundle.num_rows;
       Tile<T> shared, own[SUBTILE];
+      int64_t ends[SUBTILE], longest = 0;  // how many keys a row sees
       if (num_shared) {
         shared.find(step, keys, values, blocks_of(*tasks), kv_head, from, middle, s.tile);
-        score_on_tiles(s.queries, s.padded, shared.keys, num_shared, shared.key_stride, step.head_dim, s.scores, TILE);
+        score_on_tiles(num_rows, s.queries, s.padded, shared.keys, num_shared, shared.key_stride, dim, s.scores, TILE);
       }
-      int64_t base = 0;
-      for (int64_t t = 0; t < bundle.size; base += tasks[t++].num_rows) {
-        const int64_t to = std::min(end, tasks[t].last), num_rows = tasks[t].num_rows;
-        if (middle < to) {
-          own[t].find(step, keys, values, blocks_of(tasks[t]), kv_head, middle, to, s.tile);
-          score_on_tiles(s.queries + base * s.padded, s.padded, own[t].keys, round_up(to - middle, GROUP) / GROUP,
-                         own[t].key_stride, step.head_dim, s.apart, TILE);
-          for (int64_t row = 0; row < num_rows; row++)
-            std::memcpy(s.scores + (base + row) * TILE + (middle - from), s.apart + row * TILE,
-                        round_up(to - middle, GROUP) * sizeof(float));
-        }
-        if (from < to)
-          for (int64_t row = base; row < base + num_rows; row++)
-            soften(s, row, row, round_up(to - from, GROUP), 0, to - from);
+      for (int64_t t = 0, row = 0; t < bundle.size; t++) {
+        const int64_t to = std::max(from, std::min(end, tasks[t].last));
+        own[t].find(step, keys, values, blocks_of(tasks[t]), kv_head, std::min(middle, to), to, s.tile);
+        longest = std::max(longest, to - from);
+        for (int64_t r = 0; r < tasks[t].num_rows; r++) ends[row++] = to - from;
       }
-      if (num_shared) weigh_on_tiles(s.weights, TILE, shared.values, num_shared, step.head_dim, s.out, s.padded);
-      base = 0;
-      for (int64_t t = 0; t < bundle.size; base += tasks[t++].num_rows) {
-        const int64_t to = std::min(end, tasks[t].last), size = tasks[t].num_rows * s.padded * sizeof(float);
-        if (middle >= to) continue;
+      for (int64_t t = 0, row = 0; t < bundle.size; row += tasks[t++].num_rows) {
+        if (t + AHEAD < bundle.size) own[t + AHEAD].fetch_keys(dim);
+        own[t].fetch_values(dim);
+        // The registers also write to the rows that follow, whose own scores are yet to come.
+        if (const int64_t num_own = round_up(own[t].last - own[t].first, GROUP) / GROUP)
+          score_on_tiles(tasks[t].num_rows, s.queries + row * s.padded, s.padded, own[t].keys, num_own,
+                         own[t].key_stride, dim, s.scores + row * TILE + (middle - from), TILE);
+      }
+      soften_all(s, 0, num_rows, round_up(longest, GROUP), [&](int64_t row) { return Seen{0, ends[row]}; });
+      if (num_shared)
+        weigh_on_tiles(num_rows, s.weights, TILE, shared.values, num_shared, dim, s.out, s.padded);
+      for (int64_t t = 0, row = 0; t < bundle.size; row += tasks[t++].num_rows) {
+        const int64_t size = tasks[t].num_rows * s.padded * sizeof(float);
+        const int64_t num_own = round_up(own[t].last - own[t].first, GROUP) / GROUP;
+        if (!num_own) continue;
         // Apart, since the registers also write the rows that follow.
-        std::memcpy(s.apart, s.out + base * s.padded, size);
-        end_values(own[t], step.head_dim, (uint32_t*)s.tile);
-        weigh_on_tiles(s.weights + base * TILE + (middle - from), TILE, own[t].values,
-                       round_up(to - middle, GROUP) / GROUP, step.head_dim, s.apart, s.padded);
-        std::memcpy(s.out + base * s.padded, s.apart, size);
+        std::memcpy(s.apart, s.out + row * s.padded, size);
+        end_values(own[t], dim, (uint32_t*)s.tile);
+        weigh_on_tiles(tasks[t].num_rows, s.weights + row * TILE + (middle - from), TILE, own[t].values, num_own, dim,
+                       s.apart, s.padded);
+        std::memcpy(s.out + row * s.padded, s.apart, size);
       }
     }
 #else
@@ -194,32 +202,57 @@ struct Attention : Planning {
 #endif
   }
 
-  // Scores of one row, of which those from `from` to `to` are seen, become weights; what was added up is adjusted.
-  void soften(Scratch<T>& s, int64_t row, int64_t r, int64_t width, int64_t from, int64_t to) const {
-    float* scores = s.scores + r * TILE;
-    Row* weights = s.weights + r * TILE;
-    // Also what a foreign key's score is, which may be NaN.
-    std::fill(scores, scores + std::min(from, width), -INFINITY);
-    std::fill(scores + std::max<int64_t>(to, 0), scores + width, -INFINITY);
-    const float scale = 1.44269504f / std::sqrt(float(step.head_dim));
-    vf top = splat(-INFINITY);
-    for (int64_t i = 0; i < width; i += W) top = maximum(load(scores + i), top);
-    const float before = s.greatest[row], here = greatest_of(top) * scale, greatest = here > before ? here : before;
-    const float shift = greatest == -INFINITY ? 0 : greatest;
-    vf sums{};
-    for (int64_t i = 0; i < width; i += W) {
-      const vf weight = exponential2<P::precise>(load(scores + i) * scale - shift);
-      sums += weight;
-      store(weights + i, weight);
+  // The scores of a row that are seen.
+  struct Seen {
+    int64_t from, to;
+  };
+
+  // Scores of rows from `row` on, a line of s.scores each, become weights; what was added up before is adjusted.
+  template <class Find>
+  void soften_all(Scratch<T>& s, int64_t row, int64_t num_rows, int64_t width, Find seen) const {
+    int64_t r = 0;
+    for (; r + SOFTENED <= num_rows; r += SOFTENED) soften<SOFTENED>(s, row, r, width, seen);
+    for (; r < num_rows; r++) soften<1>(s, row, r, width, seen);
+  }
+
+  // Several rows at once, since each waits for its greatest score, and for the sum of its weights.
+  template <int N, class Find>
+  void soften(Scratch<T>& s, int64_t row, int64_t r, int64_t width, Find find) const {
+    float* const scores = s.scores + r * TILE;
+    Row* const weights = s.weights + r * TILE;
+    for (int n = 0; n < N; n++) {
+      // Also what a foreign key's score is, which may be NaN.
+      const Seen seen = find(r + n);
+      std::fill(scores + n * TILE, scores + n * TILE + std::min(seen.from, width), -INFINITY);
+      std::fill(scores + n * TILE + std::max<int64_t>(seen.to, 0), scores + n * TILE + width, -INFINITY);
     }
-    s.greatest[row] = greatest;
-    if (before != greatest && before != -INFINITY) {
-      const float factor = std::exp2(before - greatest);
-      s.total[row] *= factor;
-      float* out = s.out + row * s.padded;
+    const float scale = 1.44269504f / std::sqrt(float(step.head_dim));
+    vf top[N];
+    for (int n = 0; n < N; n++) top[n] = splat(-INFINITY);
+    for (int64_t i = 0; i < width; i += W)
+      for (int n = 0; n < N; n++) top[n] = maximum(load(scores + n * TILE + i), top[n]);
+    float shift[N], fall[W] = {};
+    for (int n = 0; n < N; n++) {
+      float& greatest = s.greatest[row + r + n];
+      const float before = greatest, here = greatest_of(top[n]) * scale;
+      greatest = here > before ? here : before;
+      shift[n] = greatest == -INFINITY ? 0 : greatest;
+      fall[n] = before - shift[n];
+    }
+    vf sums[N] = {};
+    for (int64_t i = 0; i < width; i += W)
+      for (int n = 0; n < N; n++) {
+        const vf weight = exponential2<P::precise>(load(scores + n * TILE + i) * scale - shift[n]);
+        sums[n] += weight;
+        store(weights + n * TILE + i, weight);
+      }
+    const vf factors = exponential2<true>(load(fall));
+    for (int n = 0; n < N; n++) {
+      const float factor = factors[n];
+      float *out = s.out + (row + r + n) * s.padded, &total = s.total[row + r + n];
+      total = total * factor + total_of(sums[n]);
       for (int64_t i = 0; i < s.padded; i += W) store(out + i, load(out + i) * factor);
     }
-    s.total[row] += total_of(sums);
   }
 
   // Row `row` of the task, which is row `at` of those that are computed together.

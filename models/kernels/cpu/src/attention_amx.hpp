@@ -81,19 +81,46 @@ static void score_groups(const bf16* rows, int64_t row_stride, const uint32_t* c
   store_sums<N>(scores, score_stride);
 }
 
-// scores [16][16 * num_groups] of rows [16][head_dim].
-static void score_on_tiles(const bf16* rows, int64_t row_stride, const uint32_t* const* groups, int64_t num_groups,
-                           int64_t stride, int64_t head_dim, float* scores, int64_t score_stride) {
+// Two times 16 rows and two groups: a register of keys serves both. What is loaded again is in the nearest cache.
+inline void score_square(const bf16* rows, int64_t row_stride, const uint32_t* const* groups, int64_t stride,
+                         int64_t head_dim, float* scores, int64_t score_stride) {
+  clear_sums<4>();
+  for (int64_t i = 0; i < head_dim; i += 32) {
+    const int64_t at = i / 2 * stride;
+    _tile_loadd(4, rows + i, row_stride * 2);
+    _tile_loadd(5, groups[0] + at, stride * 4);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(5, groups[1] + at, stride * 4);
+    _tile_dpbf16ps(1, 4, 5);
+    _tile_loadd(4, rows + SUBTILE * row_stride + i, row_stride * 2);
+    _tile_dpbf16ps(3, 4, 5);
+    _tile_loadd(5, groups[0] + at, stride * 4);
+    _tile_dpbf16ps(2, 4, 5);
+  }
+  store_sums<2>(scores, score_stride);
+  _tile_stored(2, scores + SUBTILE * score_stride, score_stride * 4);
+  _tile_stored(3, scores + SUBTILE * score_stride + 16, score_stride * 4);
+}
+
+// scores [16 or 32][16 * num_groups] of rows [16 or 32][head_dim], whichever `num_rows` take.
+static void score_on_tiles(int64_t num_rows, const bf16* rows, int64_t row_stride, const uint32_t* const* groups,
+                           int64_t num_groups, int64_t stride, int64_t head_dim, float* scores, int64_t score_stride) {
   order_memory();
   int64_t g = 0;
-  for (; g + 4 <= num_groups; g += 4)
-    score_groups<4>(rows, row_stride, groups + g, stride, head_dim, scores + g * GROUP, score_stride);
-  if (g + 2 <= num_groups) {
-    score_groups<2>(rows, row_stride, groups + g, stride, head_dim, scores + g * GROUP, score_stride);
-    g += 2;
+  if (num_rows > SUBTILE)
+    for (; g + 2 <= num_groups; g += 2)
+      score_square(rows, row_stride, groups + g, stride, head_dim, scores + g * GROUP, score_stride);
+  for (int64_t r = 0, first = g; r < num_rows; r += SUBTILE, g = r < num_rows ? first : g) {
+    const bf16* from = rows + r * row_stride;
+    float* to = scores + r * score_stride;
+    for (; g + 4 <= num_groups; g += 4)
+      score_groups<4>(from, row_stride, groups + g, stride, head_dim, to + g * GROUP, score_stride);
+    if (g + 2 <= num_groups) {
+      score_groups<2>(from, row_stride, groups + g, stride, head_dim, to + g * GROUP, score_stride);
+      g += 2;
+    }
+    if (g < num_groups) score_groups<1>(from, row_stride, groups + g, stride, head_dim, to + g * GROUP, score_stride);
   }
-  if (g < num_groups)
-    score_groups<1>(rows, row_stride, groups + g, stride, head_dim, scores + g * GROUP, score_stride);
   order_memory();
 }
 
@@ -119,11 +146,37 @@ static void weigh_columns_on_tiles(const bf16* weights, int64_t weight_stride, c
   store_sums<N>(out, out_stride);
 }
 
-// out [16][head_dim] += weights [16][16 * num_groups] times the groups' values, each [8][head_dim] twos.
-static void weigh_on_tiles(const bf16* weights, int64_t weight_stride, const uint32_t* const* groups,
+// Two times 16 rows and 32 columns.
+inline void weigh_square(const bf16* weights, int64_t weight_stride, const uint32_t* const* groups, int64_t num_groups,
+                         int64_t column, int64_t head_dim, float* out, int64_t out_stride) {
+  load_sums<2>(out, out_stride);
+  _tile_loadd(2, out + SUBTILE * out_stride, out_stride * 4);
+  _tile_loadd(3, out + SUBTILE * out_stride + 16, out_stride * 4);
+  for (int64_t g = 0; g < num_groups; g++) {
+    const uint32_t* at = groups[g] + column;
+    _tile_loadd(6, weights + g * GROUP, weight_stride * 2);
+    _tile_loadd(7, at, head_dim * 4);
+    _tile_dpbf16ps(0, 6, 7);
+    _tile_loadd(7, at + 16, head_dim * 4);
+    _tile_dpbf16ps(1, 6, 7);
+    _tile_loadd(6, weights + SUBTILE * weight_stride + g * GROUP, weight_stride * 2);
+    _tile_dpbf16ps(3, 6, 7);
+    _tile_loadd(7, at, head_dim * 4);
+    _tile_dpbf16ps(2, 6, 7);
+  }
+  store_sums<2>(out, out_stride);
+  _tile_stored(2, out + SUBTILE * out_stride, out_stride * 4);
+  _tile_stored(3, out + SUBTILE * out_stride + 16, out_stride * 4);
+}
+
+// out [16 or 32][head_dim] += weights [16 or 32][16 * num_groups] times the groups' values, each [8][head_dim] twos.
+static void weigh_on_tiles(int64_t num_rows, const bf16* weights, int64_t weight_stride, const uint32_t* const* groups,
                            int64_t num_groups, int64_t head_dim, float* out, int64_t out_stride) {
   order_memory();
   int64_t i = 0;
+  if (num_rows > SUBTILE)
+    for (; i < head_dim; i += 32)
+      weigh_square(weights, weight_stride, groups, num_groups, i, head_dim, out + i, out_stride);
   for (; i + 64 <= head_dim; i += 64)
     weigh_columns_on_tiles<4>(weights, weight_stride, groups, num_groups, i, head_dim, out + i, out_stride);
   if (i < head_dim)

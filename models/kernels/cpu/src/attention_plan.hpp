@@ -39,13 +39,15 @@ struct Planning {
   const PagedStep& step;
   int64_t window;    // positions that a position sees; 0 is all
   bool is_on_tiles;  // only then are rows of several sequences computed together
+  int64_t rows_per_position = step.heads / step.kv_heads;
 
-  int64_t rows_per_position() const { return step.heads / step.kv_heads; }
+  // Positions from the task's first one to that of a row. A division takes as long as a vector of weights.
+  int64_t positions_to(int64_t row) const { return rows_per_position == 1 ? row : row / rows_per_position; }
   int64_t num_queries(const Task& task) const {
     return step.query_starts[task.sequence + 1] - step.query_starts[task.sequence];
   }
   int64_t position(const Task& task, int64_t row) const {
-    return step.context_lengths[task.sequence] - num_queries(task) + row / rows_per_position();
+    return step.context_lengths[task.sequence] - num_queries(task) + positions_to(row);
   }
   int64_t first_seen(int64_t position) const { return window ? std::max<int64_t>(0, position - window + 1) : 0; }
   const int32_t* blocks_of(const Task& task) const { return step.block_tables + task.sequence * step.table_stride; }
@@ -53,7 +55,7 @@ struct Planning {
   void plan(Plan& plan) const {
     plan.tasks.clear(), plan.num_partials = 0;
     for (int64_t s = 0; s < step.num_sequences; s++) {
-      const int64_t queries = step.query_starts[s + 1] - step.query_starts[s], rows = queries * rows_per_position();
+      const int64_t queries = step.query_starts[s + 1] - step.query_starts[s], rows = queries * rows_per_position;
       for (int64_t row = 0; row < rows; row += TASK_ROWS) {
         Task task{step.block_tables[s * step.table_stride], s, row, std::min(TASK_ROWS, rows - row), 0, 0, 0, 1, 0};
         task.first = first_seen(position(task, row));

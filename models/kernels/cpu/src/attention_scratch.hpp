@@ -46,8 +46,8 @@ struct Scratch {
   typedef typename Product<T>::Row Row;
   Row* queries;   // [TASK_ROWS + SUBTILE][padded], and so many more rows than a task has that any 16 can be read
   float* out;     // [TASK_ROWS + SUBTILE][padded]
-  float* scores;  // [SUBTILE][TILE]
-  Row* weights;   // [2 * SUBTILE][TILE], of which the lower half is only read
+  float* scores;  // [2 * SUBTILE][TILE]
+  Row* weights;   // [3 * SUBTILE][TILE], of which the last third is only read
   T* tile;        // [2][TILE][padded]
   float* apart;   // [SUBTILE][TILE], of rows that are computed apart from their neighbours
   int64_t padded;
@@ -56,12 +56,12 @@ struct Scratch {
   explicit Scratch(int64_t head_dim) : padded(round_up(head_dim, 32)) {
     static thread_local Aligned memory;
     const size_t rows = (TASK_ROWS + SUBTILE) * padded, squares = SUBTILE * TILE, keys = 2 * TILE * padded;
-    char* at = (char*)memory.of((rows + 2 * squares) * (sizeof(Row) + 4) + keys * sizeof(T));
+    char* at = (char*)memory.of((rows + 3 * squares) * (sizeof(Row) + 4) + keys * sizeof(T));
     out = (float*)at, at += rows * 4;
-    scores = (float*)at, at += squares * 4;
+    scores = (float*)at, at += 2 * squares * 4;
     apart = (float*)at, at += squares * 4;
     queries = (Row*)at, at += rows * sizeof(Row);
-    weights = (Row*)at, at += 2 * squares * sizeof(Row);
+    weights = (Row*)at, at += 3 * squares * sizeof(Row);
     tile = (T*)at;
   }
 };

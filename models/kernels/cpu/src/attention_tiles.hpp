@@ -12,6 +12,7 @@ namespace RZ_ISA {
 constexpr int GROUP = 16;    // columns that lie together in memory
 constexpr int SUBTILE = 16;  // rows that are computed together
 constexpr int TILE = 256;    // keys between two adjustments of the greatest score
+constexpr int SOFTENED = 4;  // rows whose weights are computed together: at most as many as a vector has lanes
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

@@ -52,6 +52,10 @@ void pack_linear(int32_t type, const void* weight, int64_t outputs, int64_t inpu
 // Rows of x that are multiplied with all panels before the next ones: they should stay in the second-level cache.
 constexpr int64_t CACHED_BYTES = 768 * 1024;
 
+// Results of so many bytes are written past the caches, where it can be whole lines: to be written in a cache a line is
+// read first, and these are gone from it before they are wanted.
+constexpr int64_t STREAMED_BYTES = 1024 * 1024;
+
 template <class Kind, class T>
 static void multiply_all(const typename Kind::Element* x, int64_t stride, const typename Kind::Element* packed,
                          int64_t rows, int64_t outputs, int64_t inputs, const Finish& f) {
@@ -87,6 +91,9 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
       }
     }
     before.rest();
+#if defined(__AVX512F__)
+    if (f.is_streamed) _mm_sfence();  // what is streamed is in no order with what other threads are told
+#endif
   }
 }
 
@@ -158,7 +165,9 @@ static const bf16* pad_rows(const bf16* x, int64_t stride, int64_t rows, int64_t
 void linear(int32_t type, int32_t x_type, const void* x, int64_t x_stride, const void* packed, const float* scales,
             const float* bias, int32_t silu, int32_t out_type, void* out, int64_t out_stride, int64_t rows,
             int64_t outputs, int64_t inputs, void* scratch) {
-  Finish f{out_type, out, out_stride, bias, nullptr, nullptr, silu != 0, silu ? outputs / 2 : outputs};
+  const int64_t columns = silu ? outputs / 2 : outputs, row_bytes = out_stride * (out_type == F32 ? 4 : 2);
+  const bool is_streamed = !silu && rows * row_bytes >= STREAMED_BYTES && (int64_t(out) | row_bytes) % 64 == 0;
+  Finish f{out_type, out, out_stride, bias, nullptr, nullptr, silu != 0, columns, is_streamed};
   if (type == INT8) {
     const int64_t padded = round_up(inputs, line<Int8>());
     float* row_scales = (float*)scratch;

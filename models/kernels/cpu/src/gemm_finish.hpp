@@ -17,6 +17,7 @@ struct Finish {
   const float* column_scales;  // [padded outputs], int8 alone
   bool silu_mul;
   int64_t columns;  // of out
+  bool is_streamed;  // whether rows of out are written past the caches
 };
 
 static vf load_wide(const float* p) { return load(p); }
@@ -26,6 +27,24 @@ static vf load_wide(const int32_t* p) {
   vi v;
   std::memcpy(&v, p, sizeof v);
   return __builtin_convertvector(v, vf);
+}
+
+// Whole lines of 64 bytes, past the caches.
+template <class T>
+static void stream(T* out, const vf* values) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 2) {
+    _mm512_stream_si512((__m512i*)out, (__m512i)_mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]));
+    return;
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    for (int64_t i = 0; i < PAIR; i += W) _mm512_stream_ps(out + i, (__m512)values[i / W]);
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < PAIR; i += W) store(out + i, values[i / W]);
 }
 
 template <class T>
@@ -53,6 +72,7 @@ struct Finishing {
   // The products of `rows` rows from `from` on and of the outputs from `from_column` on are about to be computed: a line
   // that is written to is read first, which may happen meanwhile.
   void expect(int64_t from, int64_t rows, int64_t from_column) const {
+    if (f.is_streamed) return;
     const T* to = out_of(from, from_column);
     for (int64_t r = 0; r < rows; r++, to += f.out_stride) {
       __builtin_prefetch(to, 1, 3);
@@ -87,7 +107,10 @@ struct Finishing {
       for (int i = 0; i < VECTORS; i++) v[i] += load(f.bias + column + i * W);
     if (f.silu_mul)
       for (int i = 0; i < HALF; i++) v[i] = v[i] / (1.0f + exponential(-v[i])) * v[HALF + i];
-    put(out, v, count);
+    if (f.is_streamed && count == PAIR)
+      stream(out, v);
+    else
+      put(out, v, count);
     row++, products += PAIR, out += f.out_stride;
   }
 };
