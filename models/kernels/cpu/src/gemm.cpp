@@ -53,8 +53,8 @@ void pack_linear(int32_t type, const void* weight, int64_t outputs, int64_t inpu
 constexpr int64_t CACHED_BYTES = 768 * 1024;
 
 // Results of so many bytes are written past the caches, where it can be whole lines: to be written in a cache a line is
-// read first, and these are gone from it before they are wanted.
-constexpr int64_t STREAMED_BYTES = 1024 * 1024;
+// read first, and these are gone from it before they are wanted. Not so those of few rows: logits are looked at next.
+constexpr int64_t STREAMED_BYTES = 1024 * 1024, STREAMED_ROWS = 128;
 
 template <class Kind, class T>
 static void multiply_all(const typename Kind::Element* x, int64_t stride, const typename Kind::Element* packed,
@@ -166,7 +166,8 @@ void linear(int32_t type, int32_t x_type, const void* x, int64_t x_stride, const
             const float* bias, int32_t silu, int32_t out_type, void* out, int64_t out_stride, int64_t rows,
             int64_t outputs, int64_t inputs, void* scratch) {
   const int64_t columns = silu ? outputs / 2 : outputs, row_bytes = out_stride * (out_type == F32 ? 4 : 2);
-  const bool is_streamed = !silu && rows * row_bytes >= STREAMED_BYTES && (int64_t(out) | row_bytes) % 64 == 0;
+  const bool is_streamed = !silu && rows >= STREAMED_ROWS && rows * row_bytes >= STREAMED_BYTES &&
+                           (int64_t(out) | row_bytes) % 64 == 0;
   Finish f{out_type, out, out_stride, bias, nullptr, nullptr, silu != 0, columns, is_streamed};
   if (type == INT8) {
     const int64_t padded = round_up(inputs, line<Int8>());
