@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
@@ -98,11 +98,20 @@ _ACCOUNTS: Final = """
 def open_accounts(cursor: Cursor[Any], tenant_id: str, currency: str) -> Accounts:
     """For the first answer of a tenant in a currency; waits for the answer, and for whoever else opens them."""
     owner = {"tenant_id": tenant_id, "currency": currency}
-    cursor.execute(_OPEN_ACCOUNTS, owner)
+    _open_accounts(cursor, owner)
     [(receivable, revenue)] = cursor.execute(_ACCOUNTS, owner).fetchall()
     return Accounts(receivable, revenue)
 
 
+#: One after the other: two that open accounts of different tenants, and the one of revenue, would wait for each other.
+_LOCK_CLASS: Final = 5
+_LOCK_ACCOUNTS: Final = f"""
+    SELECT pg_advisory_xact_lock({_LOCK_CLASS}, 0) WHERE 2 > (
+        SELECT count(*) FROM ledger_accounts
+        WHERE currency = %(currency)s AND grant_id IS NULL
+          AND (kind = 'receivable' AND tenant_id = %(tenant_id)s OR kind = 'revenue' AND tenant_id IS NULL)
+    )
+"""  # noqa: S608 - a constant
 _OPEN_ACCOUNTS: Final = """
     INSERT INTO ledger_accounts (kind, tenant_id, currency)
     SELECT 'receivable', %(tenant_id)s, %(currency)s WHERE NOT EXISTS (
@@ -130,6 +139,11 @@ _POST: Final = """
 """
 
 
+def _open_accounts(cursor: Cursor[Any], owner: Mapping[str, str]) -> None:
+    cursor.execute(_LOCK_ACCOUNTS, owner)
+    cursor.execute(_OPEN_ACCOUNTS, owner)
+
+
 def post_receivable(
     cursor: Cursor[Any],
     *,
@@ -147,7 +161,7 @@ def post_receivable(
     many statements of a pipeline.
     """
     owner = {"tenant_id": tenant_id, "currency": currency}
-    cursor.execute(_OPEN_ACCOUNTS, owner)
+    _open_accounts(cursor, owner)
     cursor.execute(_POST, {**owner, "key": idempotency_key, "amount": amount, "kind": kind.value, "period": period})
 
 
