@@ -158,11 +158,12 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
     # A pipeline: the database is waited for twice, not once per statement.
     with driver.pipeline(), driver.cursor() as cursor:
         cursor.execute(_USE_INDEXES)
-        locked, written = driver.cursor(), driver.cursor()
+        cards, locked, written = driver.cursor(), driver.cursor(), driver.cursor()
+        # First, so that the database looks while the rest is put together. What a slice costs does not change while
+        # the group has its lease, nor by what is published after the transaction began.
+        ask_rates(cards, slices)
         _lock(locked, list(slices.values()))
         _set_outcomes(written, outcomes)
-        cards = driver.cursor()
-        ask_rates(cards, slices)
         mine = dict(locked.fetchall())
         recorded = dict(written.fetchall())
 
@@ -171,13 +172,13 @@ def record_outcomes(conn: Connection, outcomes: Sequence[RequestOutcome]) -> Rec
         if new:
             cursor.execute(_DELETE_PARTS, {"ids": [outcome.request_id for outcome in new]})
             holds.announce(cursor, {outcome.claimed.tenant_id for outcome in new})
+            add_waste(cursor, [(outcome.claimed, part) for outcome in new for part in outcome.waste])
+            _count_in_slices(locked, new)
             succeeded = [outcome for outcome in new if outcome.kind is OutcomeKind.SUCCEEDED]
             charged = Charged()
             if succeeded:
                 charged = charge(cursor, _by_slice(succeeded), *found_rates(cards))
                 insert_answers(cursor, succeeded, charged)
-            add_waste(cursor, [(outcome.claimed, part) for outcome in new for part in outcome.waste])
-            _count_in_slices(locked, new)
             holds.settle(cursor, {outcome.claimed.id for outcome in new}, _slice_costs(charged.slices))
             _count_in_batches(written, new, recorded)
             settle(cursor, [_cost(outcome) for outcome in new])
