@@ -111,15 +111,15 @@ def write_lines(
 ) -> None:
     """Write lines, and one transaction of the ledger per tenant and currency. Waits for no answer.
 
-    The transaction's key is made of `source` and of the lines' requests and revisions: written twice, they are a
-    UniqueViolation.
+    The transaction's key is made of `source` and of the lines' requests, meters and revisions: written twice, they
+    are a UniqueViolation.
     """
     by_owner: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in lines:
         by_owner[line.event.tenant_id, line.currency].append(line)
     written: list[tuple[Line, str]] = []
     for (tenant_id, currency), owned in sorted(by_owner.items()):
-        key = transaction_key(source, ((line.event.request_id, line.revision) for line in owned))
+        key = transaction_key(source, owned)
         amount = exact_sum(EXACT.subtract(line.amount, line.amount_before) for line in owned)
         post_receivable(
             cursor,
@@ -154,7 +154,7 @@ def _ladder(event: Event, rates: Rates) -> Ladder:
     return Ladder(event.tenant_id, rates.rate_card_id, event.model, event.meter, rates.service_class)
 
 
-def transaction_key(source: str, revisions: Iterable[tuple[int, int]]) -> str:
-    """The same for the same requests and revisions; a line is written once, so no two transactions share a key."""
-    ids = ",".join(sorted({f"{request_id}/{revision}" for request_id, revision in revisions}))
+def transaction_key(source: str, lines: Iterable[Line]) -> str:
+    """The same for the same lines; each is written once, so no two transactions share a key."""
+    ids = ",".join(sorted(f"{line.event.request_id}/{line.event.meter.value}/{line.revision}" for line in lines))
     return f"{source}:{hashlib.sha256(ids.encode()).hexdigest()}"

@@ -139,7 +139,11 @@ def test_a_month_is_not_rated_again_in_another_currency(database: Engine, tenant
         rate_by_card(session, MONTH, read_card_file(DRAFT.replace("USD", "EUR")))
 
 
-def test_what_was_unrated_is_rated_once_there_is_a_price(database: Engine, tenant: SeededTenant) -> None:
+@pytest.mark.parametrize("num_at_once", [1_000, 1])  # or one after the other, two of the same answer too
+def test_what_was_unrated_is_rated_once_there_is_a_price(
+    database: Engine, tenant: SeededTenant, monkeypatch: pytest.MonkeyPatch, num_at_once: int
+) -> None:
+    monkeypatch.setattr("pipeline.billing.late_rating._CHUNK", num_at_once)
     sql(database, "INSERT INTO served_models (name, path, context_length) VALUES ('new', '/', 2048)")
     answer_requests(database, tenant, [usage(10, output=5)], model="new")
     owed_before = owed(database)
