@@ -90,7 +90,8 @@ _BATCHES: Final = f"""
     ), metered AS (
         SELECT u.batch_id, sum(u.quantity) AS num_tokens, sum(u.engine_ms) AS engine_ms,
                sum(u.quantity) FILTER (WHERE u.meter <> 'input_cached') AS num_computed
-        FROM metered_usage u WHERE u.batch_id IN (SELECT batch_id FROM used) GROUP BY u.batch_id
+        -- An array, since the view is not asked by the rows of another table.
+        FROM metered_usage u WHERE u.batch_id = ANY(ARRAY(SELECT batch_id FROM used)) GROUP BY u.batch_id
     ), attempted AS (
         SELECT a.batch_id, sum(a.num_tokens) AS num_computed, sum(a.engine_ms) AS engine_ms,
                bool_or(a.engine_ms IS NULL AND a.num_succeeded > 0) AS is_unknown
