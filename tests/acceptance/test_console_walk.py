@@ -179,7 +179,7 @@ def test_a_batch_is_cancelled_another_uploaded_mended_quoted_and_read_and_a_thir
     keep_screenshot(page, "console-quote.png")
     page.get_by_role("button", name="Create the batch").click()
     page.wait_for_url("**/console/batches/batch_*")
-    expect(page.locator("#progress")).to_contain_text("completed")  # by itself
+    expect(page.locator("#progress")).to_contain_text("completed", timeout=30_000)  # by itself
     expect(page.locator("#progress")).to_contain_text("6 of 6 requests")
     page.get_by_role("link", name="Answers", exact=True).click()
     first = page.get_by_role("region", name="request-1")
@@ -226,7 +226,7 @@ def test_budgets_keys_and_groups_are_managed(scene: Scene, enter: Callable[..., 
 
     page.get_by_role("link", name="Groups").click()
     page.get_by_role("button", name="Drain group-0").click()
-    expect(page.get_by_text("drained", exact=True)).to_be_visible()  # by itself
+    expect(page.get_by_text("drained", exact=True)).to_be_visible(timeout=30_000)  # by itself
     page.get_by_role("button", name="Resume group-0").click()
     expect(page.get_by_text("ready", exact=True).last).to_be_visible()
 

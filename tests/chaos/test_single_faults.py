@@ -28,13 +28,16 @@ def chaos(stack_folder: Path, tiny_model: Path) -> Iterator[Chaos]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
 def test_a_fault_costs_no_request_and_no_cent(chaos: Chaos, fault: Fault) -> None:
-    report = chaos.run(Schedule.of(fault, num_requests=NUM_REQUESTS, after=20))
-
-    assert report.violations == ()
-    assert [hit.was_hit for hit in report.hits] == [True]
-    assert report.hits[0].at < NUM_REQUESTS, "it came when all was done"
     trace = TRACES.get(fault.name.replace("group-1", "group-0"))
-    assert trace is None or report.attempts[trace] > 0
+    for _ in range(3):  # a group that has just come back from the fault before may hold nothing yet
+        report = chaos.run(Schedule.of(fault, num_requests=NUM_REQUESTS, after=20))
+
+        assert report.violations == ()
+        assert [hit.was_hit for hit in report.hits] == [True]
+        assert report.hits[0].at < NUM_REQUESTS, "it came when all was done"
+        if trace is None or report.attempts.get(trace):
+            return
+    pytest.fail(f"no attempt ended as {trace!r}: {report.attempts}")
 
 
 def test_the_bills_are_what_was_used_and_no_more(chaos: Chaos) -> None:
