@@ -59,7 +59,7 @@ sanitize: $(STAMP)  ## Runs the tests of the CPU kernels with address and undefi
 	cmake -S models/kernels/cpu/src -B $(SANITIZED) -DSANITIZE=ON
 	cmake --build $(SANITIZED) --parallel
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 RYZANSTEIN_CPU_KERNELS=$(CURDIR)/$(SANITIZED)/_kernels.so \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 RZ_CPU_KERNELS=$(CURDIR)/$(SANITIZED)/_kernels.so \
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/kernels $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## Checks style, types and the borders between packages

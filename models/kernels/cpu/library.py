@@ -15,8 +15,8 @@ import torch
 #: Numbers of `enum Type` in kernels.hpp.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
-#: Another build of the library may be named, such as one with sanitizers.
-_PATH = Path(os.environ.get("RYZANSTEIN_CPU_KERNELS") or Path(__file__).parent / "_kernels.so")
+#: Another build of the library may be named, such as one with sanitizers; by no setting, which tests take away.
+_PATH = Path(os.environ.get("RZ_CPU_KERNELS") or Path(__file__).parent / "_kernels.so")
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "rz_add_rms_norm": (c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64),
     "rz_silu_mul": (c_int32, c_void_p, c_void_p, c_int64, c_int64),
