@@ -16,6 +16,7 @@ from pipeline.checks.control import check_control
 from pipeline.checks.disk import check_disk
 from pipeline.checks.findings import Finding, failed, ok, warning
 from pipeline.checks.host import (
+    check_large_pages,
     check_open_files,
     check_port,
     check_shared_memory,
@@ -71,6 +72,7 @@ def examine(model: str | None = None) -> Iterator[Finding]:
         yield from check(settings)
     yield from check_open_files()
     yield from check_shared_memory()
+    yield from check_large_pages()
     if model is not None:
         yield from check_model(f"model {model}", model)
     yield _torch()

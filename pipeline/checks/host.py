@@ -22,6 +22,8 @@ _OPEN_FILES: Final = 4_096
 #: What the ranks of a group exchange between CPUs goes through shared memory.
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only looked at
 _SHARED_BYTES: Final = 256 * 1024**2
+#: Which memory Linux gives large pages to: `always [madvise] never`.
+_LARGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 #: What no tenant should reach: this machine, and what clouds tell their machines.
 _LOCAL: Final = tuple(map(ipaddress.ip_address, ("127.0.0.1", "::1", "169.254.169.254")))
 
@@ -46,6 +48,19 @@ def check_shared_memory(folder: Path = _SHARED_MEMORY) -> Iterator[Finding]:
         yield warning("shared memory", f"{free / 1024**2:.0f} MiB are free in {folder}", advice)
     else:
         yield ok("shared memory", f"{free / 1024**2:,.0f} MiB are free in {folder}")
+
+
+def check_large_pages(setting: Path = _LARGE_PAGES) -> Iterator[Finding]:
+    """Nothing where there is no such setting: another system than Linux, or a kernel without."""
+    try:
+        chosen = setting.read_text()
+    except OSError:
+        return
+    if "[never]" in chosen:
+        advice = f"`echo madvise > {setting}`, and start groups again: engines on CPUs read faster."
+        yield warning("large pages", "the system gives none", advice)
+    else:
+        yield ok("large pages", "are given to those who ask for them")
 
 
 def check_port(subject: str, host: str, port: int, setting: str) -> Iterator[Finding]:

@@ -51,10 +51,13 @@ def large_pages(size: int) -> Tensor:
 
     Reading gigabytes of weights or of cached keys through small pages was measured at two thirds of the speed.
     """
-    pages = mmap.mmap(-1, size)
+    # Private, since Linux by default has no large pages for what processes may share, as `mmap` does unless told.
+    pages = mmap.mmap(-1, size + _LARGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
+    memory = torch.frombuffer(pages, dtype=torch.uint8)
+    begin = -memory.data_ptr() % _LARGE_PAGE_BYTES
+    return memory[begin : begin + size]
 
 
 @contextmanager

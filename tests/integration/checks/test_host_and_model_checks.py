@@ -19,6 +19,7 @@ from tokenizer_folders import byte_level
 
 from pipeline.checks.findings import Finding, Verdict
 from pipeline.checks.host import (
+    check_large_pages,
     check_open_files,
     check_port,
     check_shared_memory,
@@ -162,6 +163,14 @@ def test_no_room_for_shared_memory_is_told_of(tmp_path: Path, monkeypatch: pytes
     verdict, detail = the_only(check_shared_memory(tmp_path))
     assert verdict is Verdict.WARNING
     assert "MiB are free" in detail
+
+
+def test_a_system_without_large_pages_is_told_of(tmp_path: Path) -> None:
+    setting = tmp_path / "enabled"
+    assert list(check_large_pages(setting)) == []
+    for chosen, verdict in (("always madvise [never]", Verdict.WARNING), ("always [madvise] never", Verdict.OK)):
+        setting.write_text(f"{chosen}\n")
+        assert the_only(check_large_pages(setting))[0] is verdict
 
 
 def test_a_port_that_something_else_has_is_told_of() -> None:
