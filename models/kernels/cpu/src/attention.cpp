@@ -54,13 +54,20 @@ struct Attention : Planning {
     return partials + (index * rows_per_position + row) * (2 + step.head_dim);
   }
 
+  // So many rows take less time than their keys and values do from memory.
+  static constexpr int64_t FEW_ROWS = 8;
+
   // The bundles of all heads are cut into one run per thread, of equal cost.
   void attend(const Plan& plan, int64_t thread, int64_t num_threads) const {
     double total = 0, done = 0;
-    for (const Bundle& bundle : plan.bundles) total += bundle.cost * step.kv_heads;
+    int64_t most_rows = 1;
+    for (const Bundle& bundle : plan.bundles) {
+      total += bundle.cost * step.kv_heads;
+      most_rows = std::max(most_rows, bundle.num_rows);
+    }
     const double from = total * thread / num_threads, to = total * (thread + 1) / num_threads;
     Scratch<T> scratch(step.head_dim);
-    const TileRegisters registers(is_on_tiles);
+    const TileRegisters registers(is_on_tiles, most_rows);
     for (auto family = plan.bundles.begin(), end = family; family != plan.bundles.end(); family = end) {
       const int64_t block = plan.tasks[family->first].family;
       end = std::find_if(family, plan.bundles.end(),
@@ -135,11 +142,13 @@ struct Attention : Planning {
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2)
       if (is_on_tiles) {
+        // The next head's lie next to this one's in each block; after the last, another block does, which does no harm.
+        const int64_t ahead = num_rows <= FEW_ROWS ? step.block_size * step.head_dim / Tile<T>::K : 0;
         score_on_tiles(num_rows, s.queries + row * s.padded, s.padded, tile.keys + base, width / GROUP, tile.key_stride,
-                       step.head_dim, s.scores, TILE);
+                       step.head_dim, s.scores, TILE, ahead);
         soften_rows();
         weigh_on_tiles(num_rows, s.weights, TILE, tile.values + base, width / GROUP, step.head_dim,
-                       s.out + row * s.padded, s.padded);
+                       s.out + row * s.padded, s.padded, ahead);
         return;
       }
 #endif

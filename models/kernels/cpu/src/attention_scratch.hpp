@@ -9,18 +9,18 @@ namespace RZ_ISA {
 
 constexpr int64_t TASK_ROWS = 64;  // of queries of one sequence and one KV head
 
-// Tile registers are set up once for all tasks of a thread.
+// Tile registers are set up once for all tasks of a thread, of which each computes up to `most_rows` at once.
 struct TileRegisters {
 #if defined(__AMX_BF16__)
   const bool used;
-  explicit TileRegisters(bool used) : used(used) {
-    if (used) configure_tiles();
+  TileRegisters(bool used, int64_t most_rows) : used(used) {
+    if (used) configure_tiles(most_rows);
   }
   ~TileRegisters() {
     if (used) release_tiles();
   }
 #else
-  explicit TileRegisters(bool) {}
+  TileRegisters(bool, int64_t) {}
 #endif
 };
 
