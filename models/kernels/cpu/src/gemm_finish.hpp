@@ -29,23 +29,23 @@ static vf load_wide(const int32_t* p) {
   return __builtin_convertvector(v, vf);
 }
 
-// Whole lines of 64 bytes, past the caches.
-template <class T>
-static void stream(T* out, const vf* values) {
-#if defined(__AVX512BF16__)
-  if constexpr (sizeof(T) == 2) {
-    _mm512_stream_si512((__m512i*)out, (__m512i)_mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]));
-    return;
-  }
-#endif
+// Whole lines of 64 bytes, past the caches, where the instruction set can.
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    for (int64_t i = 0; i < PAIR; i += W) _mm512_stream_ps(out + i, (__m512)values[i / W]);
-    return;
-  }
-#endif
-  for (int64_t i = 0; i < PAIR; i += W) store(out + i, values[i / W]);
+constexpr bool STREAMS_FLOAT = true;
+static void stream(float* out, const vf* values) {
+  for (int64_t i = 0; i < PAIR; i += W) _mm512_stream_ps(out + i, (__m512)values[i / W]);
 }
+#else
+constexpr bool STREAMS_FLOAT = false;
+#endif
+#if defined(__AVX512BF16__)
+constexpr bool STREAMS_BF16 = true;
+static void stream(bf16* out, const vf* values) {
+  _mm512_stream_si512((__m512i*)out, (__m512i)_mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]));
+}
+#else
+constexpr bool STREAMS_BF16 = false;
+#endif
 
 template <class T>
 static void put(T* out, const vf* values, int64_t count) {
@@ -107,10 +107,10 @@ struct Finishing {
       for (int i = 0; i < VECTORS; i++) v[i] += load(f.bias + column + i * W);
     if (f.silu_mul)
       for (int i = 0; i < HALF; i++) v[i] = v[i] / (1.0f + exponential(-v[i])) * v[HALF + i];
-    if (f.is_streamed && count == PAIR)
-      stream(out, v);
-    else
-      put(out, v, count);
+    const bool past_caches = f.is_streamed && count == PAIR;
+    if constexpr (sizeof(T) == 4 ? STREAMS_FLOAT : STREAMS_BF16)
+      if (past_caches) stream(out, v);
+    if (!past_caches) put(out, v, count);
     row++, products += PAIR, out += f.out_stride;
   }
 };
