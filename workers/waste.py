@@ -47,7 +47,7 @@ def too_late(outcome: RequestOutcome) -> list[WastePart]:
     """What was computed for an outcome whose lease was lost before it could be recorded."""
     parts = list(outcome.waste)
     if (usage := outcome.usage) is not None:
-        num_tokens = usage.num_prompt_tokens - usage.num_cached_tokens + usage.num_completion_tokens
+        num_tokens = usage.num_uncached_tokens + usage.num_completion_tokens
         parts.append(WastePart(WasteCause.LOST_LEASE, num_tokens, usage.engine_ms))
     return parts
 

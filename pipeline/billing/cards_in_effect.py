@@ -1,6 +1,7 @@
 """Which card holds for whom: the batch's own if its price is agreed, else the contract's, else the default plan's.
 
-Of a slice that budgets hold room for, it is the card that this room was counted by.
+Of a slice that budgets hold room for, it is the card that this room was counted by. Claimed slices get the accounts of
+the ledger with it that its prices are posted to: both are asked for in one statement, before every recording.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pipeline.billing.invoices import create_invoices, database_now
 from pipeline.billing.reports import Month
 from pipeline.errors import UserError
 from pipeline.tables.session import transaction
+from pipeline.tables.usage_views import HAS_USED
 
 log = structlog.get_logger(__name__)
 
@@ -20,25 +21,20 @@ _DAYS: Final = 7
 
 # By index, tenant by tenant: the answers of a month can be millions. Of whoever was billed before there may be
 # corrections. Who has a draft that was made while the month ran may have used another currency since.
-_TENANTS: Final = text("""
+_TENANTS: Final = text(f"""
     SELECT t.id FROM tenants t
     WHERE NOT EXISTS (
         SELECT FROM invoices i
         WHERE i.tenant_id = t.id AND i.month_start = :month AND i.status IN ('collecting', 'final')
     )
     AND (
-        EXISTS (
-            SELECT FROM results a WHERE a.tenant_id = t.id AND a.created_at >= :begin AND a.created_at < :end
-        )
-        OR EXISTS (
-            SELECT FROM usage_events u WHERE u.tenant_id = t.id AND u.occurred_at >= :begin AND u.occurred_at < :end
-        )
+        {HAS_USED}
         OR EXISTS (SELECT FROM contracts c WHERE c.tenant_id = t.id AND c.commitment IS NOT NULL)
         OR EXISTS (SELECT FROM credit_notes n WHERE n.tenant_id = t.id AND n.created_at < :end)
         OR EXISTS (SELECT FROM invoices i WHERE i.tenant_id = t.id AND i.status = 'final')
     )
     ORDER BY t.id
-""")
+""")  # noqa: S608 — all of it is ours
 _COLLECT: Final = text("UPDATE invoices SET status = 'collecting' WHERE status = 'draft' AND month_start < :month")
 
 

@@ -31,10 +31,15 @@ class TokenUsage:
     #: The request's share of its engine's time, in milliseconds.
     engine_ms: int = 0
 
+    @property
+    def num_uncached_tokens(self) -> int:
+        """Prompt tokens that were computed."""
+        return self.num_prompt_tokens - self.num_cached_tokens
+
     def quantities(self) -> list[tuple[Meter, int]]:
-        """The meters that a usage event is written for. A request always has uncached input and output."""
+        """The meters that an answer is billed by. It always has uncached input and output."""
         quantities = [
-            (Meter.INPUT_UNCACHED, self.num_prompt_tokens - self.num_cached_tokens),
+            (Meter.INPUT_UNCACHED, self.num_uncached_tokens),
             (Meter.OUTPUT, self.num_completion_tokens),
         ]
         if self.num_cached_tokens:

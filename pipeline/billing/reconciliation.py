@@ -1,4 +1,4 @@
-"""Reconciliation: do engines, usage events, rated lines, ledger and invoices of a month agree, tenant by tenant?
+"""Reconciliation: do engines, usage, prices, ledger and invoices of a month agree, tenant by tenant?
 
 Each check compares what two of them say and gives the difference as a number, which is 0 where all is well. Differences
 are summed without their signs, so that one does not hide another. Reads alone, in one snapshot.
@@ -32,15 +32,13 @@ class Check:
 
 
 ENGINE_TOKENS: Final = Check(
-    "engine_tokens", "the tokens that batches and attempts counted are those of the usage events", "tokens"
+    "engine_tokens", "the tokens that batches and attempts counted are those of the usage", "tokens"
 )
-ENGINE_MS: Final = Check(
-    "engine_ms", "the engine time that attempts counted is that of the usage events", "milliseconds"
-)
-UNRATED_EVENTS: Final = Check("unrated_events", "every usage event has a price", "events")
-RATED_TOKENS: Final = Check("rated_tokens", "rated lines have the quantities of their events", "tokens")
-RATED_AMOUNT: Final = Check("rated_amount", "rated lines have the amounts of their cards", "currency")
-LEDGER: Final = Check("ledger", "the ledger has the sum of the rated lines", "currency")
+ENGINE_MS: Final = Check("engine_ms", "the engine time that attempts counted is that of the usage", "milliseconds")
+UNRATED_EVENTS: Final = Check("unrated_events", "all usage has a price", "events")
+RATED_TOKENS: Final = Check("rated_tokens", "prices are of the quantities of their usage", "tokens")
+RATED_AMOUNT: Final = Check("rated_amount", "prices are those of their cards", "currency")
+LEDGER: Final = Check("ledger", "the ledger has the sum of the prices", "currency")
 INVOICES: Final = Check("invoices", "issued invoices bill what was rated when they were issued", "currency")
 CHECKS: Final = (ENGINE_TOKENS, ENGINE_MS, UNRATED_EVENTS, RATED_TOKENS, RATED_AMOUNT, LEDGER, INVOICES)
 

@@ -1,6 +1,6 @@
-"""Usage and bills of a month, read from the usage events and the latest revision of their prices.
+"""Usage and bills of a month, read from what answers used and the latest revision of its prices.
 
-An event belongs to the month, in UTC, in which its result was recorded. No amount is rounded but the total of a bill.
+Usage belongs to the month, in UTC, in which its result was recorded. No amount is rounded but the total of a bill.
 """
 
 from __future__ import annotations

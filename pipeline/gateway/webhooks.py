@@ -224,6 +224,7 @@ def delete_webhook_endpoint(caller: WebhooksWriter, webhook_endpoint_id: str) ->
     """Send nothing more to an endpoint, and forget what was."""
     with _explained(webhook_endpoint_id), transaction() as session:
         endpoints.delete_endpoint(session, caller, webhook_endpoint_id)
+        check_still_valid(session, caller)
     return WebhookEndpointDeleted(id=webhook_endpoint_id)
 
 

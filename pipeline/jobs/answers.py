@@ -76,7 +76,7 @@ def insert_answers(cursor: Cursor[Any], succeeded: Sequence[RequestOutcome], cha
                 ]
             ),
             "token_ids": [outcome.output_token_ids for outcome in succeeded],
-            "uncached": numbers([usage.num_prompt_tokens - usage.num_cached_tokens for usage in usages]),
+            "uncached": numbers([usage.num_uncached_tokens for usage in usages]),
             "cached": numbers([usage.num_cached_tokens for usage in usages]),
             "output": numbers([usage.num_completion_tokens for usage in usages]),
             "engine_ms": numbers([usage.engine_ms for usage in usages]),

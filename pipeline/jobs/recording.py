@@ -245,7 +245,7 @@ def _cost(outcome: RequestOutcome) -> Cost:
     usage = outcome.usage
     return Cost(
         outcome.claimed.id,
-        num_uncached_tokens=usage.num_prompt_tokens - usage.num_cached_tokens,
+        num_uncached_tokens=usage.num_uncached_tokens,
         num_cached_tokens=usage.num_cached_tokens,
         num_output_tokens=usage.num_completion_tokens,
     )

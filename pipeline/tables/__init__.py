@@ -46,7 +46,7 @@ from pipeline.tables.requests import OutcomeKind, PartialOutput, Request, Result
 from pipeline.tables.rollups import ArchivedUsage, Period, UsageRollup
 from pipeline.tables.slices import Attempt, AttemptEnd, Slice, SliceStatus
 from pipeline.tables.tenancy import ApiKey, Project, Tenant
-from pipeline.tables.usage_views import MeteredUsage, RatedUsage, UsagePrice
+from pipeline.tables.usage_views import MeteredUsage, RatedUsage
 from pipeline.tables.webhooks import DeliveryStatus, WebhookDelivery, WebhookEndpoint, WebhookEvent
 
 __all__ = [
@@ -118,7 +118,6 @@ __all__ = [
     "Tenant",
     "TenantWeight",
     "UsageEvent",
-    "UsagePrice",
     "UsageRollup",
     "Waste",
     "WasteCause",

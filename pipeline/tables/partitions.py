@@ -1,6 +1,6 @@
 """Partitions: what is kept of each request lies in tables by month, so that a month can be dropped at once.
 
-A request's id begins with the month in which it was planned, and its result, usage events and rated lines have the id
+A request's id begins with the month in which it was planned, and its result, with what it used and cost, has the id
 as their key: all of it is in the partitions of one month. The database makes them, by `make_request_partitions`
 (`pipeline/jobs/partitioning.py`). What was there before requests carried their month is in partitions of its own,
 `…_before`.

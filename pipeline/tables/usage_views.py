@@ -4,14 +4,15 @@ What an answer used, and what it costs where a token always costs the same, is i
 price is a rated line. Groups of older versions have written usage events, and rated lines of all prices. The views have
 a row for each meter of an answer, whatever way it was recorded.
 
-PostgreSQL hands constants and parameters down into a view, and no rows of another table: whoever reads these names a
-tenant and a span, a batch, or a span of requests; who has only a request asks `results`.
+PostgreSQL hands constants and parameters down into a view, and the row of a correlated subquery, but no rows of a join:
+whoever reads these names a tenant and a span, a batch, or a span of requests; who has only a request asks `results`.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from typing import Final
 
 from sqlalchemy import BigInteger, DateTime, MetaData, Numeric, SmallInteger, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -19,6 +20,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from pipeline.tables.base import text_enum
 from pipeline.tables.batches import ServiceClass
 from pipeline.tables.billing import Meter
+
+#: Whether a tenant `t` used anything from :begin until :end, asked of what the views are made of: of an index each.
+HAS_USED: Final = """(
+    EXISTS (SELECT FROM results a WHERE a.tenant_id = t.id AND a.created_at >= :begin AND a.created_at < :end)
+    OR EXISTS (SELECT FROM usage_events u WHERE u.tenant_id = t.id AND u.occurred_at >= :begin AND u.occurred_at < :end)
+)"""
 
 
 class ViewBase(DeclarativeBase):
@@ -58,22 +65,6 @@ class MeteredUsage(_Usage, ViewBase):
     """One meter of one result."""
 
     __tablename__ = "metered_usage"
-
-
-class UsagePrice(_Usage, ViewBase):
-    """One meter of one result in each revision of its price; none where it has none."""
-
-    __tablename__ = "usage_prices"
-
-    revision: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
-    rate_card_id: Mapped[int]
-    ledger_transaction_id: Mapped[int]
-    rated_quantity: Mapped[int]
-    quantity_before: Mapped[int]
-    #: Of 1,000,000 tokens, or of a package; None where it depends on the quantity.
-    unit_price: Mapped[Decimal | None]
-    amount: Mapped[Decimal]
-    currency: Mapped[str]
 
 
 class RatedUsage(_Usage, ViewBase):

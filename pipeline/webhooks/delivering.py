@@ -200,7 +200,7 @@ def disable(conn: Connection, endpoint_id: str, reason: str, *, actor: str = "we
     return True
 
 
-def _claim(engine: Engine, under_way: Sequence[_Claimed] = ()) -> Sequence[_Claimed]:
+def _claim(engine: Engine, under_way: Sequence[_Claimed]) -> Sequence[_Claimed]:
     """As many attempts that are due as there is room for beside those that are under way."""
     busy = Counter(row.endpoint_id for row in under_way) + Counter(row.tenant_id for row in under_way)
     limits = {"limit": _MAX_AT_ONCE - len(under_way), "per_endpoint": _MAX_PER_ENDPOINT, "per_tenant": _MAX_PER_TENANT}

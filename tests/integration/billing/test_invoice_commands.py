@@ -120,7 +120,7 @@ def test_what_can_not_be_done_is_said(used: Bench) -> None:
 def test_books_that_do_not_agree_keep_an_invoice_from_being_issued(used: Bench) -> None:
     [draft] = printed("bill", "invoice", "create", "--month", str(LAST_MONTH))
     sql(used.engine, "UPDATE results SET output_amount = output_amount + 1")
-    with pytest.raises(UserError, match=r"the ledger has the sum of the rated lines \(off by 5 USD\)"):
+    with pytest.raises(UserError, match=r"the ledger has the sum of the prices \(off by 5 USD\)"):
         raise run("bill", "invoice", "finalize", draft["id"]).exception  # type: ignore[misc]
     assert printed("bill", "invoice", "list")[0]["number"] is None
 

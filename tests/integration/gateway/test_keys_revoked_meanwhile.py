@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from pipeline.settings import PREFIX, get_settings
 
-#: Calls, by a name; whose rows each waits for, and what must be as before.
+#: Calls, of POST unless they say so; the table that each waits for, and what must be as before.
 CALLS = {
     "files": ("files", "SELECT count(*) FROM files"),
     "batches": ("files", "SELECT count(*) FROM batches"),
@@ -28,6 +28,7 @@ CALLS = {
         "webhook_endpoints",
         "SELECT secret_generation FROM webhook_endpoints",
     ),
+    "DELETE webhook_endpoints/{hook}": ("webhook_endpoints", "SELECT count(*) FROM webhook_endpoints"),
 }
 BODIES: dict[str, dict[str, Any]] = {
     "batches": {"input_file_id": "{file}", "endpoint": "/v1/completions", "completion_window": "24h"},
@@ -71,10 +72,11 @@ def test_a_call_that_waits_while_its_key_is_revoked_leaves_nothing(
     options: dict[str, Any] = {"json": body} if body else {}
     if call == "files":
         options = {"files": {"file": ("in.jsonl", b"{}\n")}, "data": {"purpose": "batch"}}
+    method, _, path = call.rpartition(" ")
     with ThreadPoolExecutor(1) as pool:
         with database.begin() as conn:
             conn.exec_driver_sql(f"LOCK TABLE {table}")
-            answer = pool.submit(acme.http.post, f"/v1/{call.format(**things)}", **options)
+            answer = pool.submit(acme.http.request, method or "POST", f"/v1/{path.format(**things)}", **options)
             wait_for(lambda: bool(sql(database, "SELECT FROM pg_locks WHERE NOT granted")))
             sql(database, "UPDATE api_keys SET revoked_at = now()")
         response = answer.result()

@@ -155,7 +155,7 @@ def test_a_stale_epoch_writes_nothing(database: Engine, tenant: SeededTenant, lo
     sql(database, loss)
     recorded = record(database, [answer(claimed, request)])
     assert recorded == Recorded(stale=frozenset({claimed.id}), done=frozenset(), finished_batches=())
-    for table in ("results", "usage_events", "rated_lines", "rating_counters", "ledger_entries", "outbox"):
+    for table in ("results", "metered_usage", "usage_prices", "rating_counters", "ledger_entries", "outbox"):
         assert sql(database, f"SELECT count(*) FROM {table}") == [(0,)], table
     assert sql(database, "SELECT outcome FROM requests") == [(None,)]
     assert sql(database, "SELECT num_succeeded FROM batches") == [(0,)]

@@ -136,5 +136,9 @@ def test_two_who_migrate_at_once_do_not_wait_for_each_other_for_ever(database: E
     command.downgrade(alembic_config(url), "0016")
     program = "import os; from pipeline.tables.migrating import migrate; migrate(os.environ['MIGRATED'])"
     both = [subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "MIGRATED": url}) for _ in range(2)]
-    assert [one.wait(60) for one in both] == [0, 0]
+    try:
+        assert [one.wait(60) for one in both] == [0, 0]
+    finally:
+        for one in both:
+            one.kill()
     assert revisions(url) == (head, head)

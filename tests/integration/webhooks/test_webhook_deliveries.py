@@ -190,7 +190,7 @@ def test_a_receiver_that_is_gone_for_good_is_told_nothing_more(bench: Bench, hoo
 def test_an_attempt_of_a_process_that_died_is_made_again(bench: Bench, hooks: Receiver) -> None:
     listen(bench.tenant, hooks.url)
     end(bench)
-    [lost] = delivering._claim(bench.engine)
+    [lost] = delivering._claim(bench.engine, [])
     assert deliver_due() == {"delivered": 0, "failed": 0}
     make_due(bench)
     assert deliver_due()["delivered"] == 1
