@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 
 from pipeline.embedded import EmbeddedPostgres
 from pipeline.gateway import create_app, progress_feed
+from pipeline.gateway.middleware import ANSWER_SECONDS
 from pipeline.gateway.progress_feed import MAX_STREAMS_PER_KEY, ProgressFeed
 from pipeline.tables.session import get_engine
 
@@ -32,8 +33,16 @@ def feed() -> ProgressFeed:
 
 
 @pytest.fixture
-def acme(database: Engine, redis_url: str, log_path: Path, feed: ProgressFeed) -> Iterator[Tenant]:
-    app = create_app(answer_seconds=0.5)
+def answer_seconds() -> float:
+    """Many streams that begin at once on busy cores take their time."""
+    return ANSWER_SECONDS
+
+
+@pytest.fixture
+def acme(
+    database: Engine, redis_url: str, log_path: Path, feed: ProgressFeed, answer_seconds: float
+) -> Iterator[Tenant]:
+    app = create_app(answer_seconds=answer_seconds)
     app.state.progress = feed
     with serve(app) as address:
         tenant = new_tenant(address, "acme")
@@ -133,6 +142,7 @@ def test_a_client_that_comes_back_is_told_what_it_does_not_know(acme: Tenant, da
     assert response.status_code == 204, "by which a browser knows to stay away"
 
 
+@pytest.mark.parametrize("answer_seconds", [1.0])
 def test_a_quiet_stream_outlives_the_deadline_of_answers_and_says_that_it_is_there(
     acme: Tenant, database: Engine
 ) -> None:
