@@ -49,7 +49,7 @@ void pack_linear(int32_t type, const void* weight, int64_t outputs, int64_t inpu
     pack_panels<Bf16>((const bf16*)weight, outputs, inputs, interleave, (bf16*)packed);
 }
 
-// Rows of x that are multiplied with all panels before the next ones: they should stay in the second-level cache.
+// Of the rows that are multiplied with all panels before the next ones: they should stay in the second-level cache.
 constexpr int64_t CACHED_BYTES = 768 * 1024;
 
 // Results of so many bytes are written past the caches, where it can be whole lines: to be written in a cache a line is
@@ -61,8 +61,7 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
                          int64_t rows, int64_t outputs, int64_t inputs, const Finish& f) {
   const int64_t padded = round_up(inputs, line<Kind>());
   const int64_t pairs = round_up(outputs, PAIR) / PAIR;
-  const int64_t cached =
-      std::max<int64_t>(1, CACHED_BYTES / int64_t(padded * sizeof(typename Kind::Element)) / BLOCK) * BLOCK;
+  const int64_t cached = std::max<int64_t>(1, CACHED_BYTES / (padded * Rows<Kind>::BYTES) / BLOCK) * BLOCK;
 #pragma omp parallel if (rows * outputs * inputs > 1 << 18)
   {
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
@@ -73,6 +72,7 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
     Finishing<T, typename Kind::Accumulator> before{f};
     for (int64_t top = 0; top < rows; top += cached) {
       const int64_t bottom = std::min(top + cached, rows), blocks = (bottom - top + BLOCK - 1) / BLOCK;
+      if (first < last) multiply_rows.begin(x + top * stride, stride, bottom - top, padded);
       for (int64_t pair = first; pair < last; pair++) {
         const typename Kind::Element* panels = packed + pair * padded * PAIR;
         // While these panels are multiplied, the next pair comes from memory, a part with every block of rows.
@@ -82,7 +82,7 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
         for (int64_t row = top, count; row < bottom; row += count) {
           count = next_block(bottom - row);
           before.expect(row, count, pair * PAIR);
-          multiply_rows(x + row * stride, stride, count, panels, padded, Fetch{next, lines}, products[current], before);
+          multiply_rows(row - top, count, panels, padded, Fetch{next, lines}, products[current], before);
           next += lines * 64 * (padded / line<Kind>());
           before.rest();
           before.begin(products[current], row, count, pair * PAIR);

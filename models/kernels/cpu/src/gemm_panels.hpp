@@ -33,6 +33,10 @@ static int64_t round_up(int64_t value, int64_t multiple) { return (value + multi
 struct Fetch {
   const char* from;
   int lines;
+
+  void some() {
+    for (int i = 0; i < lines; i++, from += 64) __builtin_prefetch(from, 0, 2);
+  }
 };
 
 }  // namespace RZ_ISA

@@ -30,7 +30,9 @@ static void configure(int64_t rows) {
 
 template <class Kind>
 struct Rows {
-  int64_t configured = 0;
+  static constexpr int64_t BYTES = sizeof(typename Kind::Element);
+  const typename Kind::Element* x = nullptr;
+  int64_t stride = 0, configured = 0;
 
   ~Rows() {
     if (configured) _tile_release();
@@ -49,7 +51,7 @@ struct Rows {
       _tile_zero(3);
     }
     for (int64_t k = 0; k < padded; k += LINE, left += PANEL * LINE, right += PANEL * LINE) {
-      for (int i = 0; i < fetch.lines; i++, fetch.from += 64) _mm_prefetch(fetch.from, _MM_HINT_T1);
+      fetch.some();
       _tile_loadd(4, x + k, stride * sizeof *x);
       _tile_loadd(6, left, 64);
       _tile_loadd(7, right, 64);
@@ -73,15 +75,20 @@ struct Rows {
     }
   }
 
-  // Rows of `other` are finished beside it.
+  // Those that are multiplied from now on.
+  void begin(const typename Kind::Element* from, int64_t from_stride, int64_t, int64_t) {
+    x = from, stride = from_stride;
+  }
+
+  // `rows` of them from `first` on. Rows of `other` are finished beside it.
   template <class Other>
-  void operator()(const typename Kind::Element* x, int64_t stride, int64_t rows, const typename Kind::Element* panels,
-                  int64_t padded, Fetch fetch, typename Kind::Accumulator* products, Other& other) {
+  void operator()(int64_t first, int64_t rows, const typename Kind::Element* panels, int64_t padded, Fetch fetch,
+                  typename Kind::Accumulator* products, Other& other) {
     if (rows != configured) configure(configured = rows);
     if (rows > 16)
-      multiply<true>(x, stride, panels, padded, fetch, other);
+      multiply<true>(x + first * stride, stride, panels, padded, fetch, other);
     else
-      multiply<false>(x, stride, panels, padded, fetch, other);
+      multiply<false>(x + first * stride, stride, panels, padded, fetch, other);
     _tile_stored(0, products, PAIR * 4);
     _tile_stored(1, products + PANEL, PAIR * 4);
     if (rows > 16) {

@@ -1,16 +1,33 @@
-// The products of up to BLOCK rows with one pair of panels, on vector registers.
+// The products of rows with one pair of panels, on vector registers.
+//
+// Where the instruction set has products of bf16 and int8 (AVX512-BF16, VNNI), rows and panels are multiplied as they
+// lie. Elsewhere a row's elements are widened once for all panels, so that one of them is multiplied with a whole vector
+// of weights from where it lies, and weights are widened in registers, for all rows of a block: bf16 to float, and int8
+// to int16, two of which are multiplied and added at once.
 #pragma once
 
 #include "gemm_panels.hpp"
 
+#include <vector>
+
 namespace RZ_ISA {
 
-// Rows whose sums stay in registers, two panels wide.
-#if defined(__AVX512F__)
-constexpr int64_t BLOCK = 12;
+#if defined(__AVX512BF16__)
+constexpr bool WIDENS = false;
 #else
-constexpr int64_t BLOCK = 4;
+constexpr bool WIDENS = true;
 #endif
+
+// Rows whose sums stay in registers, AT_ONCE panels wide.
+#if defined(__AVX512F__)
+constexpr int64_t BLOCK = 12, AT_ONCE = 2;
+#elif defined(__AVX2__)
+constexpr int64_t BLOCK = 6, AT_ONCE = 1;
+#else
+constexpr int64_t BLOCK = 4, AT_ONCE = 1;
+#endif
+
+constexpr int VECTORS = AT_ONCE * PANEL / W;
 
 // Blocks of about one size: a block of few rows reads the panels for little.
 static int64_t next_block(int64_t rows) {
@@ -18,47 +35,125 @@ static int64_t next_block(int64_t rows) {
   return (rows + blocks - 1) / blocks;
 }
 
+typedef int32_t vs __attribute__((vector_size(4 * W)));
+typedef int16_t vp __attribute__((vector_size(4 * W)));  // pairs
+
+// One after the other: GCC would take many at once, for which there are no registers.
+template <class V>
+inline V in_order(V v) {
+#if defined(__AVX2__)
+  asm volatile("" : "+v"(v));
+#endif
+  return v;
+}
+
+template <class Kind>
+struct Widened {
+  typedef typename Kind::Element Element;
+};
+#if !defined(__AVX512BF16__)
+template <>
+struct Widened<Bf16> {
+  typedef float Element;
+};
+template <>
+struct Widened<Int8> {
+  typedef int16_t Element;
+};
+
+static void widen(const bf16* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += W) store(to + i, load(from + i));
+}
+
+// Of four, the first and the third, then the second and the fourth: in this order the halves of the weights' 16 bits are.
+static void widen(const int8_t* from, int64_t count, int16_t* to) {
+  for (int64_t i = 0; i < count; i += 4)
+    for (int64_t j = 0; j < 4; j++) to[i + j] = from[i + (j % 2 * 2 + j / 2)];
+}
+
+// sum + the products of pairs, of which each lane has one.
+static vs add_products(vs sum, vp a, vp b) {
+#if defined(__AVX512BW__)
+  return sum + (vs)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return sum + (vs)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return sum + (vs)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  return sum + ((vs)a << 16 >> 16) * ((vs)b << 16 >> 16) + ((vs)a >> 16) * ((vs)b >> 16);
+#endif
+}
+
 template <int ROWS>
-static void multiply(const bf16* x, int64_t stride, const bf16* panels, int64_t padded, float* products) {
-  constexpr int VECTORS = PAIR / W;
+static void multiply(const float* x, int64_t stride, const bf16* panels, int64_t padded, Fetch fetch, float* products) {
   vf sums[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < padded; k += 2) {
-    for (int v = 0; v < VECTORS; v++) {
-      const bf16* from = panels + (v * W / PANEL) * padded * PANEL + k * PANEL + v * W % PANEL * 2;
-#if defined(__AVX512BF16__)
-      const __m512bh pairs = (__m512bh)_mm512_loadu_si512(from);
-      for (int row = 0; row < ROWS; row++) {
-        int32_t pair;
-        std::memcpy(&pair, x + row * stride + k, 4);
-        sums[row][v] = (vf)_mm512_dpbf16_ps((__m512)sums[row][v], (__m512bh)_mm512_set1_epi32(pair), pairs);
+    if (k % line<Bf16>() == 0) fetch.some();
+    for (int64_t i = 0; i < 2; i++) {
+      vf weights[VECTORS];
+      for (int v = 0; v < VECTORS; v++) {
+        vu pairs;
+        std::memcpy(&pairs, panels + (v * W / PANEL) * padded * PANEL + k * PANEL + v * W % PANEL * 2, sizeof pairs);
+        weights[v] = (vf)(i ? pairs & 0xffff0000u : pairs << 16);
       }
-#else
-      vu pairs;
-      std::memcpy(&pairs, from, sizeof pairs);
-      const vf even = (vf)(pairs << 16), odd = (vf)(pairs & 0xffff0000u);
-      for (int row = 0; row < ROWS; row++)
-        sums[row][v] += even * load1(x + row * stride + k) + odd * load1(x + row * stride + k + 1);
-#endif
+      for (int row = 0; row < ROWS; row++) {
+        const vf value = in_order(splat(x[row * stride + k + i]));
+        for (int v = 0; v < VECTORS; v++) sums[row][v] = in_order(sums[row][v] + weights[v] * value);
+      }
     }
   }
   for (int row = 0; row < ROWS; row++)
     for (int v = 0; v < VECTORS; v++) store(products + row * PAIR + v * W, sums[row][v]);
 }
 
-typedef int32_t vs __attribute__((vector_size(4 * W)));
+template <int ROWS>
+static void multiply(const int16_t* x, int64_t stride, const int8_t* panels, int64_t padded, Fetch fetch,
+                     int32_t* products) {
+  vs sums[ROWS][VECTORS] = {};
+  for (int64_t k = 0; k < padded; k += 4) {
+    if (k % line<Int8>() == 0) fetch.some();
+    for (int64_t i = 0; i < 2; i++) {
+      vp weights[VECTORS];
+      for (int v = 0; v < VECTORS; v++) {
+        vp pairs;
+        std::memcpy(&pairs, panels + (v * W / PANEL) * padded * PANEL + k * PANEL + v * W % PANEL * 4, sizeof pairs);
+        weights[v] = (i ? pairs : pairs << 8) >> 8;
+      }
+      for (int row = 0; row < ROWS; row++) {
+        int32_t pair;
+        std::memcpy(&pair, x + row * stride + k + 2 * i, 4);
+        const vp pair_everywhere = in_order((vp)(vs{} + pair));
+        for (int v = 0; v < VECTORS; v++) sums[row][v] = in_order(add_products(sums[row][v], pair_everywhere, weights[v]));
+      }
+    }
+  }
+  for (int row = 0; row < ROWS; row++)
+    for (int v = 0; v < VECTORS; v++) std::memcpy(products + row * PAIR + v * W, &sums[row][v], sizeof(vs));
+}
+#else
+template <int ROWS>
+static void multiply(const bf16* x, int64_t stride, const bf16* panels, int64_t padded, Fetch, float* products) {
+  vf sums[ROWS][VECTORS] = {};
+  for (int64_t k = 0; k < padded; k += 2)
+    for (int v = 0; v < VECTORS; v++) {
+      const __m512bh pairs = (__m512bh)_mm512_loadu_si512(panels + v * padded * PANEL + k * PANEL);
+      for (int row = 0; row < ROWS; row++) {
+        int32_t pair;
+        std::memcpy(&pair, x + row * stride + k, 4);
+        sums[row][v] = (vf)_mm512_dpbf16_ps((__m512)sums[row][v], (__m512bh)_mm512_set1_epi32(pair), pairs);
+      }
+    }
+  for (int row = 0; row < ROWS; row++)
+    for (int v = 0; v < VECTORS; v++) store(products + row * PAIR + v * W, sums[row][v]);
+}
 
 template <int ROWS>
-static void multiply(const int8_t* x, int64_t stride, const int8_t* panels, int64_t padded, int32_t* products) {
-  constexpr int VECTORS = PAIR / W;
+static void multiply(const int8_t* x, int64_t stride, const int8_t* panels, int64_t padded, Fetch, int32_t* products) {
   vs sums[ROWS][VECTORS] = {};
-#if defined(__AVX512VNNI__)
   vs columns[VECTORS] = {};  // sums over the weights of a column: x is taken as x + 128, which this makes good
-#endif
-  for (int64_t k = 0; k < padded; k += 4) {
+  for (int64_t k = 0; k < padded; k += 4)
     for (int v = 0; v < VECTORS; v++) {
-      const int8_t* from = panels + (v * W / PANEL) * padded * PANEL + k * PANEL + v * W % PANEL * 4;
-#if defined(__AVX512VNNI__)
-      const __m512i groups = _mm512_loadu_si512(from);
+      const __m512i groups = _mm512_loadu_si512(panels + v * padded * PANEL + k * PANEL);
       columns[v] = (vs)_mm512_dpbusd_epi32((__m512i)columns[v], _mm512_set1_epi8(1), groups);
       for (int row = 0; row < ROWS; row++) {
         int32_t group;
@@ -66,52 +161,56 @@ static void multiply(const int8_t* x, int64_t stride, const int8_t* panels, int6
         const __m512i shifted = _mm512_set1_epi32(group ^ int32_t(0x80808080));
         sums[row][v] = (vs)_mm512_dpbusd_epi32((__m512i)sums[row][v], shifted, groups);
       }
-#else
-      vs groups;
-      std::memcpy(&groups, from, sizeof groups);
-      for (int i = 0; i < 4; i++) {
-        const vs weights = (groups << (24 - 8 * i)) >> 24;
-        for (int row = 0; row < ROWS; row++) sums[row][v] += weights * int32_t(x[row * stride + k + i]);
-      }
-#endif
     }
-  }
   for (int row = 0; row < ROWS; row++)
     for (int v = 0; v < VECTORS; v++) {
-#if defined(__AVX512VNNI__)
       const vs result = sums[row][v] - columns[v] * 128;
-#else
-      const vs result = sums[row][v];
-#endif
       std::memcpy(products + row * PAIR + v * W, &result, sizeof result);
     }
 }
+#endif
 
 template <class Kind>
-struct Rows {
-  template <class Other>
-  void operator()(const typename Kind::Element* x, int64_t stride, int64_t rows, const typename Kind::Element* panels,
-                  int64_t padded, Fetch, typename Kind::Accumulator* products, Other&) {
-#define RZ_CASE(n) \
-  case n:          \
-    return multiply<n>(x, stride, panels, padded, products);
-    switch (rows) {
-      RZ_CASE(1)
-      RZ_CASE(2)
-      RZ_CASE(3)
-      RZ_CASE(4)
-#if defined(__AVX512F__)
-      RZ_CASE(5)
-      RZ_CASE(6)
-      RZ_CASE(7)
-      RZ_CASE(8)
-      RZ_CASE(9)
-      RZ_CASE(10)
-      RZ_CASE(11)
-      RZ_CASE(12)
-#endif
+class Rows {
+  typedef typename Kind::Element Element;
+  typedef typename Widened<Kind>::Element Wide;
+  typedef typename Kind::Accumulator Accumulator;
+
+  const Wide* rows = nullptr;
+  int64_t stride = 0;
+
+  template <int ROWS>
+  void multiply_block(int64_t first, int64_t count, const Element* panels, int64_t padded, Fetch fetch,
+                      Accumulator* products) const {
+    if (count == ROWS) {
+      for (int64_t panel = 0; panel < PAIR / PANEL; panel += AT_ONCE, fetch.lines = 0)
+        multiply<ROWS>(rows + first * stride, stride, panels + panel * padded * PANEL, padded, fetch,
+                       products + panel * PANEL);
+    } else if constexpr (ROWS > 1) {
+      multiply_block<ROWS - 1>(first, count, panels, padded, fetch, products);
     }
-#undef RZ_CASE
+  }
+
+ public:
+  static constexpr int64_t BYTES = sizeof(Wide);  // of an element, while it is multiplied
+
+  // Those that are multiplied from now on: `count` of them, each `padded` long.
+  void begin(const Element* x, int64_t x_stride, int64_t count, int64_t padded) {
+    if constexpr (WIDENS) {
+      static thread_local std::vector<Wide> wide;
+      if (int64_t(wide.size()) < count * padded) wide.resize(count * padded);
+      for (int64_t row = 0; row < count; row++) widen(x + row * x_stride, padded, wide.data() + row * padded);
+      rows = wide.data(), stride = padded;
+    } else {
+      rows = x, stride = x_stride;
+    }
+  }
+
+  // `count` of them from `first` on.
+  template <class Other>
+  void operator()(int64_t first, int64_t count, const Element* panels, int64_t padded, Fetch fetch, Accumulator* products,
+                  Other&) const {
+    multiply_block<BLOCK>(first, count, panels, padded, fetch, products);
   }
 };
 

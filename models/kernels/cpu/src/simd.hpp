@@ -26,7 +26,7 @@ typedef float vf __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
 typedef uint16_t vh __attribute__((vector_size(2 * W)));
 
-inline vf splat(float x) { return vf{} + x; }
+inline vf splat(float x) { return x - vf{}; }  // not added to zeros, which would make 0 of -0
 
 inline vf load(const float* p) {
   vf v;
