@@ -134,7 +134,7 @@ class BlockManager:
         """Add the blocks that the first `num_tokens` need, and cache each that these tokens fill.
 
         The tokens must be known and be computed in the coming step. Caching them now, before they are, lets sequences
-        admitted to the same step share them: every layer writes all its keys and values before it reads any.
+        admitted to the same step share them: every layer writes all of a full block before it reads any of it.
         """
         while len(sequence.block_table) * self.block_size < num_tokens:
             sequence.block_table.append(self._take())

@@ -201,6 +201,18 @@ def test_sequences_that_share_a_prefix_answer_together_as_each_does_alone(
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("num_own", [1, 24])
+@pytest.mark.usefixtures("each_isa")
+def test_a_block_may_be_shared_in_the_step_that_fills_it(num_own: int, dtype: torch.dtype) -> None:
+    """Those who share it come first in the step, and ask for the last of its tokens too."""
+    sequences = Sequences(Shape(dtype=dtype), [16, 16 + num_own], num_shared=16)
+    sequences.step({0: 15})
+    attended = sequences.step({1: num_own, 0: 1})
+    for i in (0, 1):
+        assert_close(attended[i], sequences.expected(i)[-len(attended[i]) :])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.usefixtures("each_isa")
 def test_an_answer_does_not_depend_on_how_its_prompt_was_cut(dtype: torch.dtype, window: int | None) -> None:

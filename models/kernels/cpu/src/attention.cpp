@@ -1,4 +1,5 @@
-// Paged attention: the step's keys and values into the cache, then every query over its sequence's blocks.
+// Paged attention: the step's keys and values into the cache, then every query over its sequence's blocks. What a decoding
+// sequence adds is written by the task that reads it, with lines that are at hand then.
 //
 // The queries of one sequence that share a KV head are its rows, position by position. A task is up to 64 rows over a
 // range of keys, and every row's arithmetic depends on its own position alone: key tiles begin at fixed positions, and
@@ -39,7 +40,11 @@ struct Attention : Planning {
   typedef typename P::Row Row;
   T *keys, *values;
   const T* query;
-  int64_t query_stride;  // from token to token
+  int64_t query_stride;  // from token to token, as those that follow
+  const T* key;
+  int64_t key_stride;
+  const T* value;
+  int64_t value_stride;
   T* out;
   float* partials;
 
@@ -52,6 +57,18 @@ struct Attention : Planning {
   float* partial(const Task& task, int64_t part, int64_t kv_head, int64_t row) const {
     const int64_t index = (task.partial + part) * step.kv_heads + kv_head;
     return partials + (index * rows_per_position + row) * (2 + step.head_dim);
+  }
+
+  // Before anything is read.
+  void write(const Run& run) const {
+    write_tokens(step, keys, values, key, key_stride, value, value_stride, run.first, run.last);
+  }
+
+  // The token that a task ends with, unless it was written before.
+  void write_late(const Task& task, int64_t kv_head) const {
+    if (task.last != step.context_lengths[task.sequence] || !is_written_late(task.sequence)) return;
+    const int64_t token = step.query_starts[task.sequence];
+    write_head(step, keys, values, key + token * key_stride, value + token * value_stride, step.slots[token], kv_head);
   }
 
   // So many rows take less time than their keys and values do from memory.
@@ -81,6 +98,7 @@ struct Attention : Planning {
   }
 
   void run(const Bundle& bundle, const Task* tasks, int64_t kv_head, Scratch<T>& s) const {
+    if (bundle.size == 1) write_late(*tasks, kv_head);
     std::memset(s.out, 0, bundle.num_rows * s.padded * sizeof(float));
     std::memset((void*)(s.queries + bundle.num_rows * s.padded), 0, SUBTILE * s.padded * sizeof(Row));
     std::fill(s.greatest, s.greatest + bundle.num_rows, -INFINITY);
@@ -186,6 +204,7 @@ struct Attention : Planning {
       for (int64_t t = 0, row = 0; t < bundle.size; row += tasks[t++].num_rows) {
         if (t + AHEAD < bundle.size) own[t + AHEAD].fetch_keys(dim);
         own[t].fetch_values(dim);
+        if (tasks[t].last > from && tasks[t].last <= end) write_late(tasks[t], kv_head);
         // The registers also write to the rows that follow, whose own scores are yet to come.
         if (const int64_t num_own = round_up(own[t].last - own[t].first, GROUP) / GROUP)
           score_on_tiles(tasks[t].num_rows, s.queries + row * s.padded, s.padded, own[t].keys, num_own,
@@ -305,7 +324,8 @@ static void attend_step(const PagedStep& step, T* keys, T* values, const T* quer
                         T* out) {
   static thread_local Plan plan;
   static thread_local Aligned partials;
-  Attention<T> attention{{step, window, reads_on_tiles<T>(step)}, keys, values, query, query_stride, out, nullptr};
+  Attention<T> attention{{step, window, reads_on_tiles<T>(step)}, keys, values, query, query_stride, key, key_stride,
+                         value, value_stride, out, nullptr};
   attention.plan(plan);
   const int64_t rows = plan.num_partials * step.heads;
   attention.partials = (float*)partials.of(rows * (2 + step.head_dim) * sizeof(float));
@@ -317,10 +337,10 @@ static void attend_step(const PagedStep& step, T* keys, T* values, const T* quer
 #else
     const int64_t thread = 0, num_threads = 1;
 #endif
+    if (!all.runs.empty()) {
 #pragma omp for schedule(static)
-    for (int64_t run = 0; run < (step.num_tokens + GROUP - 1) / GROUP; run++)
-      write_tokens(step, keys, values, key, key_stride, value, value_stride, run * GROUP,
-                   std::min(step.num_tokens, (run + 1) * GROUP));
+      for (size_t index = 0; index < all.runs.size(); index++) attention.write(all.runs[index]);
+    }
     attention.attend(all, thread, num_threads);
     if (all.num_partials) {
 #pragma omp barrier

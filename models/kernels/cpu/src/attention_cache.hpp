@@ -22,22 +22,37 @@ inline int64_t head_at(const PagedStep& step, int64_t block, int64_t head) {
   return (block * step.kv_heads + head) * step.block_size * step.head_dim;
 }
 
+// The values of one token, beside those of a neighbour that are there already; it is the second of two if `is_odd`.
+static void put_row(float* to, const float* row, bool, int64_t dim) { std::memcpy(to, row, dim * 4); }
+
+static void put_row(bf16* to, const bf16* row, bool is_odd, int64_t dim) {
+  const vu kept = vu{} + (is_odd ? 0xffffu : 0xffff0000u);
+  for (int64_t i = 0; i < dim; i += W) {
+    vh values;
+    vu both;
+    std::memcpy(&values, row + i, sizeof values);
+    std::memcpy(&both, to + 2 * i, sizeof both);
+    both = (both & kept) | __builtin_convertvector(values, vu) << (is_odd ? 16 : 0);
+    std::memcpy(to + 2 * i, &both, sizeof both);
+  }
+}
+
+// One head of one token, of whose keys and values all heads lie at `key` and `value`.
 template <class T>
-static void write_token(const PagedStep& step, T* keys, T* values, const T* key, const T* value, int64_t slot) {
+static void write_head(const PagedStep& step, T* keys, T* values, const T* key, const T* value, int64_t slot,
+                       int64_t head) {
   const int64_t size = step.block_size, dim = step.head_dim, at = slot % size;
   constexpr int64_t K = Product<T>::K;
-  for (int64_t head = 0; head < step.kv_heads; head++, key += dim, value += dim) {
-    T* k = keys + head_at(step, slot / size, head);
-    T* v = values + head_at(step, slot / size, head);
-    if (!is_packed(step)) {
-      std::memcpy(k + at * dim, key, dim * sizeof(T));
-      std::memcpy(v + at * dim, value, dim * sizeof(T));
-      continue;
-    }
-    for (int64_t i = 0; i < dim / K; i++) std::memcpy(k + (i * size + at) * K, key + i * K, K * sizeof(T));
-    v += at / K * dim * K + at % K;
-    for (int64_t i = 0; i < dim; i++) v[i * K] = value[i];
+  T* k = keys + head_at(step, slot / size, head);
+  T* v = values + head_at(step, slot / size, head);
+  key += head * dim, value += head * dim;
+  if (!is_packed(step)) {
+    std::memcpy(k + at * dim, key, dim * sizeof(T));
+    std::memcpy(v + at * dim, value, dim * sizeof(T));
+    return;
   }
+  for (int64_t i = 0; i < dim / K; i++) std::memcpy(k + (i * size + at) * K, key + i * K, K * sizeof(T));
+  put_row(v + at / K * dim * K, value, at % K, dim);
 }
 
 // The values of one token, or of two neighbours element by element.
@@ -81,7 +96,7 @@ static void write_tokens(const PagedStep& step, T* keys, T* values, const T* key
     if (is_group)
       write_group(step, keys, values, k, key_stride, v, value_stride, slot);
     else
-      write_token(step, keys, values, k, v, slot);
+      for (int64_t head = 0; head < step.kv_heads; head++) write_head(step, keys, values, k, v, slot, head);
     token += is_group ? GROUP : 1;
   }
 }

@@ -28,8 +28,14 @@ struct Bundle {
   double cost;
 };
 
+// Tokens of one sequence whose keys and values are written before any are read.
+struct Run {
+  int64_t first, last;
+};
+
 // All tasks, in the order in which they are computed, and in bundles.
 struct Plan {
+  std::vector<Run> runs;
   std::vector<Task> tasks;
   std::vector<Bundle> bundles;
   int64_t num_partials;
@@ -52,9 +58,18 @@ struct Planning {
   int64_t first_seen(int64_t position) const { return window ? std::max<int64_t>(0, position - window + 1) : 0; }
   const int32_t* blocks_of(const Task& task) const { return step.block_tables + task.sequence * step.table_stride; }
 
+  // Whether a token is written by whoever reads it, head by head, while its lines are at hand anyway. Nobody else may read
+  // it in this step: one that fills its block may be shared at once. And nobody may read it in another task.
+  bool is_written_late(int64_t sequence) const {
+    const int64_t first = step.query_starts[sequence], size = step.block_size;
+    return step.query_starts[sequence + 1] == first + 1 && rows_per_position <= TASK_ROWS &&
+           step.slots[first] % size != size - 1;
+  }
+
   void plan(Plan& plan) const {
-    plan.tasks.clear(), plan.num_partials = 0;
+    plan.tasks.clear(), plan.runs.clear(), plan.num_partials = 0;
     for (int64_t s = 0; s < step.num_sequences; s++) {
+      add_runs(plan, s);
       const int64_t queries = step.query_starts[s + 1] - step.query_starts[s], rows = queries * rows_per_position;
       for (int64_t row = 0; row < rows; row += TASK_ROWS) {
         Task task{step.block_tables[s * step.table_stride], s, row, std::min(TASK_ROWS, rows - row), 0, 0, 0, 1, 0};
@@ -77,6 +92,16 @@ struct Planning {
       return a.family != b.family ? a.family < b.family : a.first / SEGMENT < b.first / SEGMENT;
     });
     bundle(plan);
+  }
+
+  // Up to 16 tokens each, from one whole group of slots to the next.
+  void add_runs(Plan& plan, int64_t sequence) const {
+    if (is_written_late(sequence)) return;
+    for (int64_t at = step.query_starts[sequence], end = step.query_starts[sequence + 1]; at < end;) {
+      const int64_t next = std::min(end, at + GROUP - step.slots[at] % GROUP);
+      plan.runs.push_back({at, next});
+      at = next;
+    }
   }
 
   void bundle(Plan& plan) const {
