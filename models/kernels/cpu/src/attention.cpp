@@ -157,11 +157,12 @@ struct Attention : Planning {
         return Seen{std::max(from, first_seen(at)) - from, std::min(to, at + 1) - from};
       });
     };
+    // The next head's lie next to this one's in each block; after the last, another block does, which does no harm.
+    const bool is_next_known = num_rows <= FEW_ROWS && is_packed(step);
+    const int64_t ahead = is_next_known ? step.block_size * step.head_dim / Tile<T>::K : 0;
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2)
       if (is_on_tiles) {
-        // The next head's lie next to this one's in each block; after the last, another block does, which does no harm.
-        const int64_t ahead = num_rows <= FEW_ROWS ? step.block_size * step.head_dim / Tile<T>::K : 0;
         score_on_tiles(num_rows, s.queries + row * s.padded, s.padded, tile.keys + base, width / GROUP, tile.key_stride,
                        step.head_dim, s.scores, TILE, ahead);
         soften_rows();
@@ -173,10 +174,10 @@ struct Attention : Planning {
     const typename P::Unit* columns[TILE / W];
     for (int64_t c = 0; c < width / W; c++) columns[c] = tile.keys[base + c * W / GROUP] + c * W % GROUP;
     score_tile<T>(num_rows, s.queries + row * s.padded, s.padded, columns, width / W, tile.key_stride,
-                  (step.head_dim + P::K - 1) / P::K, s.scores, TILE);
+                  (step.head_dim + P::K - 1) / P::K, ahead, s.scores, TILE);
     soften_rows();
-    weigh_tile<T>(num_rows, s.weights, TILE, tile.values + base, tile.value_stride, to - from, s.out + row * s.padded,
-                  s.padded);
+    weigh_tile<T>(num_rows, s.weights, TILE, tile.values + base, tile.value_stride, to - from, ahead,
+                  s.out + row * s.padded, s.padded);
   }
 
   // Tasks of a bundle whose own keys are on their way from memory while another's are multiplied.

@@ -5,6 +5,8 @@
 // consecutive elements of a row: neighbours within the head for keys, neighbouring tokens for values.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.hpp"
 
 namespace RZ_ISA {
@@ -81,7 +83,7 @@ inline vf exponential2(vf x) {
 }
 
 // How elements of type T are multiplied. Row: what rows are made of; Unit: what packed tiles are made of; K: elements
-// of a row that meet one unit.
+// of a row that meet one unit, in so many stages; Part: what a vector of units is in one stage.
 template <class T>
 struct Product;
 
@@ -89,14 +91,11 @@ template <>
 struct Product<float> {
   typedef float Row;
   typedef float Unit;
-  static constexpr int K = 1;
+  typedef vf Part;
+  static constexpr int K = 1, STAGES = 1;
   static constexpr bool precise = true;
-  struct Units {
-    vf x;
-  };
-  static Units units(const float* p) { return {load(p)}; }
-  static Units first_of(Units u) { return u; }
-  static vf add(vf sum, const float* row, Units u) { return sum + row[0] * u.x; }
+  static Part part(const float* p, int, bool) { return load(p); }
+  static vf add(vf sum, const float* row, Part part, int) { return sum + row[0] * part; }
 };
 
 template <>
@@ -104,46 +103,55 @@ struct Product<bf16> {
   typedef uint32_t Unit;
   static constexpr int K = 2;
   static constexpr bool precise = false;
+  // `is_first_only`: without the second of each two, which need not be a number.
 #if defined(__AVX512BF16__)
   typedef bf16 Row;
-  struct Units {
-    __m512i x;
-  };
-  static Units units(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
-  // Without the second of each two, which need not be a number.
-  static Units first_of(Units u) { return {_mm512_and_si512(u.x, _mm512_set1_epi32(0xffff))}; }
-  static vf add(vf sum, const bf16* row, Units u) {
+  typedef __m512i Part;
+  static constexpr int STAGES = 1;
+  static Part part(const uint32_t* p, int, bool is_first_only) {
+    const __m512i units = _mm512_loadu_si512(p);
+    return is_first_only ? _mm512_and_si512(units, _mm512_set1_epi32(0xffff)) : units;
+  }
+  static vf add(vf sum, const bf16* row, Part part, int) {
     int32_t two;
     std::memcpy(&two, row, 4);
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(two), (__m512bh)u.x);
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(two), (__m512bh)part);
   }
 #else
   typedef float Row;
-  struct Units {
-    vf x, y;
-  };
-  static Units units(const uint32_t* p) {
-    vu u;
-    std::memcpy(&u, p, sizeof u);
-    return {(vf)(u << 16), (vf)(u & 0xffff0000u)};
+  typedef vf Part;
+  static constexpr int STAGES = 2;
+  static Part part(const uint32_t* p, int stage, bool is_first_only) {
+    vu units;
+    std::memcpy(&units, p, sizeof units);
+    return (vf)(stage == 0 ? units << 16 : is_first_only ? vu{} : units & 0xffff0000u);
   }
-  static Units first_of(Units u) { return {u.x, vf{}}; }
-  static vf add(vf sum, const float* row, Units u) { return sum + row[0] * u.x + row[1] * u.y; }
+  static vf add(vf sum, const float* row, Part part, int stage) { return sum + row[stage] * part; }
 #endif
 };
+
+// Asks for the line `ahead` units after that of vector `c`, if anything is there; once for all vectors of a line.
+template <class Unit>
+inline void fetch_line_ahead(const Unit* vector, int c, int64_t ahead) {
+  if (ahead && c * W % 16 == 0) __builtin_prefetch(vector + ahead, 0, 2);
+}
 
 // scores[r][c] = rows[r] . keys[c] for C vectors of keys; columns[c] is where a vector's first unit lies.
 template <class T, int R, int C>
 static void score(const typename Product<T>::Row* rows, int64_t row_stride, const typename Product<T>::Unit* const* columns,
-                  int64_t stride, int64_t steps, float* scores, int64_t score_stride) {
+                  int64_t stride, int64_t steps, int64_t ahead, float* scores, int64_t score_stride) {
   typedef Product<T> P;
   vf sums[R][C] = {};
-  for (int64_t step = 0; step < steps; step++) {
-    typename P::Units keys[C];
-    for (int c = 0; c < C; c++) keys[c] = P::units(columns[c] + step * stride);
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < C; c++) sums[r][c] = P::add(sums[r][c], rows + r * row_stride + step * P::K, keys[c]);
-  }
+  for (int64_t step = 0; step < steps; step++)
+    for (int stage = 0; stage < P::STAGES; stage++) {
+      typename P::Part keys[C];
+      for (int c = 0; c < C; c++) {
+        keys[c] = P::part(columns[c] + step * stride, stage, false);
+        if (stage == 0) fetch_line_ahead(columns[c] + step * stride, c, ahead);
+      }
+      for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) sums[r][c] = P::add(sums[r][c], rows + r * row_stride + step * P::K, keys[c], stage);
+    }
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) store(scores + r * score_stride + c * W, sums[r][c]);
 }
@@ -152,101 +160,92 @@ static void score(const typename Product<T>::Row* rows, int64_t row_stride, cons
 // last has `num_keys` modulo 16.
 template <class T, int R, int C>
 static void weigh(const typename Product<T>::Row* weights, int64_t weight_stride,
-                  const typename Product<T>::Unit* const* groups, int64_t stride, int64_t num_keys, float* out,
-                  int64_t out_stride) {
+                  const typename Product<T>::Unit* const* groups, int64_t stride, int64_t num_keys, int64_t ahead,
+                  float* out, int64_t out_stride) {
   typedef Product<T> P;
   vf sums[R][C];
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) sums[r][c] = load(out + r * out_stride + c * W);
   for (int64_t key = 0; key < num_keys; key += GROUP) {
-    const typename P::Unit* group = groups[key / GROUP];
     const int64_t n = num_keys - key < GROUP ? num_keys - key : GROUP;
-    for (int64_t step = 0; step < (n + P::K - 1) / P::K; step++) {
-      typename P::Units values[C];
-      for (int c = 0; c < C; c++) {
-        values[c] = P::units(group + step * stride + c * W);
-        if (P::K > 1 && (step + 1) * P::K > n) values[c] = P::first_of(values[c]);
+    for (int64_t step = 0; step < (n + P::K - 1) / P::K; step++)
+      for (int stage = 0; stage < P::STAGES; stage++) {
+        const typename P::Unit* from = groups[key / GROUP] + step * stride;
+        typename P::Part values[C];
+        for (int c = 0; c < C; c++) {
+          values[c] = P::part(from + c * W, stage, P::K > 1 && (step + 1) * P::K > n);
+          if (stage == 0) fetch_line_ahead(from + c * W, c, ahead);
+        }
+        for (int r = 0; r < R; r++)
+          for (int c = 0; c < C; c++)
+            sums[r][c] = P::add(sums[r][c], weights + r * weight_stride + key + step * P::K, values[c], stage);
       }
-      for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++)
-          sums[r][c] = P::add(sums[r][c], weights + r * weight_stride + key + step * P::K, values[c]);
-    }
   }
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) store(out + r * out_stride + c * W, sums[r][c]);
 }
 
-// As many rows and vectors at once as there are registers for.
-constexpr int ROWS = W == 16 ? 4 : 2;
-constexpr int VECTORS = 4;
-
-template <class T, int R>
-static void score_columns(const typename Product<T>::Row* rows, int64_t row_stride,
-                          const typename Product<T>::Unit* const* columns, int64_t num_columns, int64_t stride,
-                          int64_t steps, float* scores, int64_t score_stride) {
-  int64_t c = 0;
-  if constexpr (R == 1)
-    for (; c + 2 * VECTORS <= num_columns; c += 2 * VECTORS)
-      score<T, R, 2 * VECTORS>(rows, row_stride, columns + c, stride, steps, scores + c * W, score_stride);
-  for (; c + VECTORS <= num_columns; c += VECTORS)
-    score<T, R, VECTORS>(rows, row_stride, columns + c, stride, steps, scores + c * W, score_stride);
-  for (; c < num_columns; c++)
-    score<T, R, 1>(rows, row_stride, columns + c, stride, steps, scores + c * W, score_stride);
+// As many rows, and vectors for so many rows, as there are registers for; at least as many sums as are under way at once.
+constexpr int ROWS = 4;
+template <int R>
+constexpr int vectors() {
+  return W == 16 ? (R == 1 ? 8 : 4) : 8 / R;
 }
 
-// scores[rows][columns], the columns W at a time.
+template <class T, int R, int C = vectors<R>()>
+static void score_columns(const typename Product<T>::Row* rows, int64_t row_stride,
+                          const typename Product<T>::Unit* const* columns, int64_t num_columns, int64_t stride,
+                          int64_t steps, int64_t ahead, float* scores, int64_t score_stride) {
+  int64_t c = 0;
+  for (; c + C <= num_columns; c += C)
+    score<T, R, C>(rows, row_stride, columns + c, stride, steps, ahead, scores + c * W, score_stride);
+  if constexpr (C > 1)
+    if (c < num_columns)
+      score_columns<T, R, C / 2>(rows, row_stride, columns + c, num_columns - c, stride, steps, ahead, scores + c * W,
+                                 score_stride);
+}
+
+// Rows from `r` on, N at a time, then half as many.
+template <int N = ROWS, class Do>
+static void by_rows(int64_t r, int64_t num_rows, Do&& compute) {
+  for (; r + N <= num_rows; r += N) compute(std::integral_constant<int, N>(), r);
+  if constexpr (N > 1) by_rows<N / 2>(r, num_rows, compute);
+}
+
+// scores[rows][columns], the columns W at a time. `ahead`: units to the keys that are read next, or 0.
 template <class T>
 static void score_tile(int64_t num_rows, const typename Product<T>::Row* rows, int64_t row_stride,
                        const typename Product<T>::Unit* const* columns, int64_t num_columns, int64_t stride,
-                       int64_t steps, float* scores, int64_t score_stride) {
-  int64_t r = 0;
-  for (; r + ROWS <= num_rows; r += ROWS)
-    score_columns<T, ROWS>(rows + r * row_stride, row_stride, columns, num_columns, stride, steps,
-                           scores + r * score_stride, score_stride);
-  if (W == 16 && r + 2 <= num_rows) {
-    score_columns<T, 2>(rows + r * row_stride, row_stride, columns, num_columns, stride, steps,
-                        scores + r * score_stride, score_stride);
-    r += 2;
-  }
-  for (; r < num_rows; r++)
-    score_columns<T, 1>(rows + r * row_stride, row_stride, columns, num_columns, stride, steps,
-                        scores + r * score_stride, score_stride);
+                       int64_t steps, int64_t ahead, float* scores, int64_t score_stride) {
+  by_rows(0, num_rows, [&](auto count, int64_t r) {
+    score_columns<T, count>(rows + r * row_stride, row_stride, columns, num_columns, stride, steps, r ? 0 : ahead,
+                            scores + r * score_stride, score_stride);
+  });
 }
 
-template <class T, int R>
+template <class T, int R, int C = vectors<R>()>
 static void weigh_columns(const typename Product<T>::Row* weights, int64_t weight_stride,
-                          const typename Product<T>::Unit* const* groups, int64_t stride, int64_t num_keys, float* out,
-                          int64_t out_stride) {
+                          const typename Product<T>::Unit* const* groups, int64_t first, int64_t stride,
+                          int64_t num_keys, int64_t ahead, float* out, int64_t out_stride) {
   const typename Product<T>::Unit* moved[TILE / GROUP];
-  for (int64_t c = 0; c < stride;) {
-    for (int64_t g = 0; g * GROUP < num_keys; g++) moved[g] = groups[g] + c;
-    if (c + VECTORS * W <= stride) {
-      weigh<T, R, VECTORS>(weights, weight_stride, moved, stride, num_keys, out + c, out_stride);
-      c += VECTORS * W;
-    } else {
-      weigh<T, R, 1>(weights, weight_stride, moved, stride, num_keys, out + c, out_stride);
-      c += W;
-    }
+  for (; first + C * W <= stride; first += C * W) {
+    for (int64_t g = 0; g * GROUP < num_keys; g++) moved[g] = groups[g] + first;
+    weigh<T, R, C>(weights, weight_stride, moved, stride, num_keys, ahead, out + first, out_stride);
   }
+  if constexpr (C > 1)
+    if (first < stride)
+      weigh_columns<T, R, C / 2>(weights, weight_stride, groups, first, stride, num_keys, ahead, out, out_stride);
 }
 
 // out[rows][stride] += weights[rows][num_keys] times the values of those keys; a token has `stride` elements.
 template <class T>
 static void weigh_tile(int64_t num_rows, const typename Product<T>::Row* weights, int64_t weight_stride,
-                       const typename Product<T>::Unit* const* groups, int64_t stride, int64_t num_keys, float* out,
-                       int64_t out_stride) {
-  int64_t r = 0;
-  for (; r + ROWS <= num_rows; r += ROWS)
-    weigh_columns<T, ROWS>(weights + r * weight_stride, weight_stride, groups, stride, num_keys, out + r * out_stride,
-                           out_stride);
-  if (W == 16 && r + 2 <= num_rows) {
-    weigh_columns<T, 2>(weights + r * weight_stride, weight_stride, groups, stride, num_keys, out + r * out_stride,
-                        out_stride);
-    r += 2;
-  }
-  for (; r < num_rows; r++)
-    weigh_columns<T, 1>(weights + r * weight_stride, weight_stride, groups, stride, num_keys, out + r * out_stride,
-                        out_stride);
+                       const typename Product<T>::Unit* const* groups, int64_t stride, int64_t num_keys, int64_t ahead,
+                       float* out, int64_t out_stride) {
+  by_rows(0, num_rows, [&](auto count, int64_t r) {
+    weigh_columns<T, count>(weights + r * weight_stride, weight_stride, groups, 0, stride, num_keys, r ? 0 : ahead,
+                            out + r * out_stride, out_stride);
+  });
 }
 
 }  // namespace RZ_ISA
