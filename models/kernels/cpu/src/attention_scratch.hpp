@@ -1,8 +1,7 @@
 // What a thread works in while it attends: memory and registers that are set up once for many tasks.
 #pragma once
 
-#include <cstdlib>
-
+#include "aligned.hpp"
 #include "attention_amx.hpp"
 
 namespace RZ_ISA {
@@ -22,22 +21,6 @@ struct TileRegisters {
 #else
   TileRegisters(bool, int64_t) {}
 #endif
-};
-
-// Memory that grows and is kept.
-struct Aligned {
-  void* memory = nullptr;
-  size_t size = 0;
-  ~Aligned() { std::free(memory); }
-  // Of at least so many bytes; what was in it may be lost.
-  void* of(size_t bytes) {
-    if (bytes > size) {
-      std::free(memory);
-      size = round_up(bytes, 4096);
-      if (!(memory = std::aligned_alloc(64, size))) std::abort();
-    }
-    return memory;
-  }
 };
 
 // What one task works in.

@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "aligned.hpp"
 #include "simd.hpp"
 
 namespace RZ_ISA {
@@ -15,8 +16,6 @@ constexpr int GROUP = 16;    // columns that lie together in memory
 constexpr int SUBTILE = 16;  // rows that are computed together
 constexpr int TILE = 256;    // keys between two adjustments of the greatest score
 constexpr int SOFTENED = 4;  // rows whose weights are computed together: at most as many as a vector has lanes
-
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Across lanes, in halves: a fixed order, and few steps. All in registers: GCC would keep what is taken apart in memory,
 // and a sum from its beginning.

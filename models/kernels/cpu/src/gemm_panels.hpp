@@ -1,6 +1,7 @@
 // How weights lie in memory: panels of 16 outputs, see gemm.cpp.
 #pragma once
 
+#include "aligned.hpp"
 #include "simd.hpp"
 
 namespace RZ_ISA {
@@ -26,8 +27,6 @@ template <class Kind>
 constexpr int64_t line() {
   return 16 * Kind::GROUP;
 }
-
-static int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Memory that will be wanted next: so many lines of 64 bytes are fetched with each line of inputs.
 struct Fetch {

@@ -8,8 +8,6 @@
 
 #include "gemm_panels.hpp"
 
-#include <vector>
-
 namespace RZ_ISA {
 
 #if defined(__AVX512BF16__)
@@ -197,10 +195,11 @@ class Rows {
   // Those that are multiplied from now on: `count` of them, each `padded` long.
   void begin(const Element* x, int64_t x_stride, int64_t count, int64_t padded) {
     if constexpr (WIDENS) {
-      static thread_local std::vector<Wide> wide;
-      if (int64_t(wide.size()) < count * padded) wide.resize(count * padded);
-      for (int64_t row = 0; row < count; row++) widen(x + row * x_stride, padded, wide.data() + row * padded);
-      rows = wide.data(), stride = padded;
+      // By every thread for itself: it is little beside the products, and none has to wait.
+      static thread_local Aligned memory;
+      Wide* wide = (Wide*)memory.of(count * padded * sizeof(Wide));
+      for (int64_t row = 0; row < count; row++) widen(x + row * x_stride, padded, wide + row * padded);
+      rows = wide, stride = padded;
     } else {
       rows = x, stride = x_stride;
     }
