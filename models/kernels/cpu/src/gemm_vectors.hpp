@@ -1,20 +1,16 @@
 // The products of rows with one pair of panels, on vector registers.
 //
 // Where the instruction set has products of bf16 and int8 (AVX512-BF16, VNNI), rows and panels are multiplied as they
-// lie. Elsewhere a row's elements are widened once for all panels, so that one of them is multiplied with a whole vector
-// of weights from where it lies, and weights are widened in registers, for all rows of a block: bf16 to float, and int8
-// to int16, two of which are multiplied and added at once.
+// lie. Elsewhere a row's elements are widened once for all panels, so that one of them is multiplied with a vector of
+// weights from where it lies, and weights are widened in registers, for all rows of a block: bf16 to float, and int8 to
+// int16, two of which are multiplied and added at once.
 #pragma once
 
 #include "gemm_panels.hpp"
 
-namespace RZ_ISA {
+#include <type_traits>
 
-#if defined(__AVX512BF16__)
-constexpr bool WIDENS = false;
-#else
-constexpr bool WIDENS = true;
-#endif
+namespace RZ_ISA {
 
 // Rows whose sums stay in registers, AT_ONCE panels wide.
 #if defined(__AVX512F__)
@@ -34,7 +30,55 @@ static int64_t next_block(int64_t rows) {
 }
 
 typedef int32_t vs __attribute__((vector_size(4 * W)));
+
+#if !defined(__AVX512BF16__)
 typedef int16_t vp __attribute__((vector_size(4 * W)));  // pairs
+
+// How a kind is multiplied without instructions of its own. Element: what x is widened to; Part: what a vector of weights
+// is widened to, in two stages; Sum: of products with them.
+template <class Kind>
+struct Widened;
+
+template <>
+struct Widened<Bf16> {
+  typedef float Element;
+  typedef vf Part, Sum;
+  static void widen(const bf16* from, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i += W) store(to + i, load(from + i));
+  }
+  static Part part(vu weights, int stage) { return (vf)(stage ? weights & 0xffff0000u : weights << 16); }
+  static Part spread(const float* x, int stage) { return splat(x[stage]); }
+  static Sum add(Sum sum, Part x, Part weights) { return sum + x * weights; }
+};
+
+template <>
+struct Widened<Int8> {
+  typedef int16_t Element;
+  typedef vp Part;
+  typedef vs Sum;
+  // Of four, the first and the third, then the second and the fourth: as they are in the halves of the weights' 16 bits.
+  static void widen(const int8_t* from, int64_t count, int16_t* to) {
+    for (int64_t i = 0; i < count; i += 4)
+      for (int64_t j = 0; j < 4; j++) to[i + j] = from[i + (j % 2 * 2 + j / 2)];
+  }
+  static Part part(vu weights, int stage) { return (stage ? (vp)weights : (vp)weights << 8) >> 8; }
+  static Part spread(const int16_t* x, int stage) {
+    int32_t pair;
+    std::memcpy(&pair, x + 2 * stage, sizeof pair);
+    return (vp)(vs{} + pair);
+  }
+  static Sum add(Sum sum, Part a, Part b) {
+#if defined(__AVX512BW__)
+    return sum + (vs)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return sum + (vs)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return sum + (vs)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return sum + ((vs)a << 16 >> 16) * ((vs)b << 16 >> 16) + ((vs)a >> 16) * ((vs)b >> 16);
+#endif
+  }
+};
 
 // One after the other: GCC would take many at once, for which there are no registers.
 template <class V>
@@ -45,91 +89,37 @@ inline V in_order(V v) {
   return v;
 }
 
+template <class Kind, int ROWS>
+static void multiply(const typename Widened<Kind>::Element* x, int64_t stride, const typename Kind::Element* panels,
+                     int64_t padded, Fetch fetch, typename Kind::Accumulator* products) {
+  typedef Widened<Kind> How;
+  typename How::Sum sums[ROWS][VECTORS] = {};
+  for (int64_t k = 0; k < padded; k += Kind::GROUP) {
+    if (k % line<Kind>() == 0) fetch.some();
+    for (int stage = 0; stage < 2; stage++) {
+      typename How::Part weights[VECTORS];
+      for (int v = 0; v < VECTORS; v++) {
+        vu lanes;
+        const int64_t panel = v * W / PANEL, lane = v * W % PANEL;
+        std::memcpy(&lanes, panels + panel * padded * PANEL + k * PANEL + lane * Kind::GROUP, sizeof lanes);
+        weights[v] = How::part(lanes, stage);
+      }
+      for (int row = 0; row < ROWS; row++) {
+        const typename How::Part value = in_order(How::spread(x + row * stride + k, stage));
+        for (int v = 0; v < VECTORS; v++) sums[row][v] = in_order(How::add(sums[row][v], value, weights[v]));
+      }
+    }
+  }
+  for (int row = 0; row < ROWS; row++)
+    for (int v = 0; v < VECTORS; v++) std::memcpy(products + row * PAIR + v * W, &sums[row][v], sizeof sums[row][v]);
+}
+#else
 template <class Kind>
 struct Widened {
   typedef typename Kind::Element Element;
 };
-#if !defined(__AVX512BF16__)
-template <>
-struct Widened<Bf16> {
-  typedef float Element;
-};
-template <>
-struct Widened<Int8> {
-  typedef int16_t Element;
-};
 
-static void widen(const bf16* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; i += W) store(to + i, load(from + i));
-}
-
-// Of four, the first and the third, then the second and the fourth: in this order the halves of the weights' 16 bits are.
-static void widen(const int8_t* from, int64_t count, int16_t* to) {
-  for (int64_t i = 0; i < count; i += 4)
-    for (int64_t j = 0; j < 4; j++) to[i + j] = from[i + (j % 2 * 2 + j / 2)];
-}
-
-// sum + the products of pairs, of which each lane has one.
-static vs add_products(vs sum, vp a, vp b) {
-#if defined(__AVX512BW__)
-  return sum + (vs)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  return sum + (vs)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
-  return sum + (vs)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#else
-  return sum + ((vs)a << 16 >> 16) * ((vs)b << 16 >> 16) + ((vs)a >> 16) * ((vs)b >> 16);
-#endif
-}
-
-template <int ROWS>
-static void multiply(const float* x, int64_t stride, const bf16* panels, int64_t padded, Fetch fetch, float* products) {
-  vf sums[ROWS][VECTORS] = {};
-  for (int64_t k = 0; k < padded; k += 2) {
-    if (k % line<Bf16>() == 0) fetch.some();
-    for (int64_t i = 0; i < 2; i++) {
-      vf weights[VECTORS];
-      for (int v = 0; v < VECTORS; v++) {
-        vu pairs;
-        std::memcpy(&pairs, panels + (v * W / PANEL) * padded * PANEL + k * PANEL + v * W % PANEL * 2, sizeof pairs);
-        weights[v] = (vf)(i ? pairs & 0xffff0000u : pairs << 16);
-      }
-      for (int row = 0; row < ROWS; row++) {
-        const vf value = in_order(splat(x[row * stride + k + i]));
-        for (int v = 0; v < VECTORS; v++) sums[row][v] = in_order(sums[row][v] + weights[v] * value);
-      }
-    }
-  }
-  for (int row = 0; row < ROWS; row++)
-    for (int v = 0; v < VECTORS; v++) store(products + row * PAIR + v * W, sums[row][v]);
-}
-
-template <int ROWS>
-static void multiply(const int16_t* x, int64_t stride, const int8_t* panels, int64_t padded, Fetch fetch,
-                     int32_t* products) {
-  vs sums[ROWS][VECTORS] = {};
-  for (int64_t k = 0; k < padded; k += 4) {
-    if (k % line<Int8>() == 0) fetch.some();
-    for (int64_t i = 0; i < 2; i++) {
-      vp weights[VECTORS];
-      for (int v = 0; v < VECTORS; v++) {
-        vp pairs;
-        std::memcpy(&pairs, panels + (v * W / PANEL) * padded * PANEL + k * PANEL + v * W % PANEL * 4, sizeof pairs);
-        weights[v] = (i ? pairs : pairs << 8) >> 8;
-      }
-      for (int row = 0; row < ROWS; row++) {
-        int32_t pair;
-        std::memcpy(&pair, x + row * stride + k + 2 * i, 4);
-        const vp pair_everywhere = in_order((vp)(vs{} + pair));
-        for (int v = 0; v < VECTORS; v++) sums[row][v] = in_order(add_products(sums[row][v], pair_everywhere, weights[v]));
-      }
-    }
-  }
-  for (int row = 0; row < ROWS; row++)
-    for (int v = 0; v < VECTORS; v++) std::memcpy(products + row * PAIR + v * W, &sums[row][v], sizeof(vs));
-}
-#else
-template <int ROWS>
+template <class Kind, int ROWS>
 static void multiply(const bf16* x, int64_t stride, const bf16* panels, int64_t padded, Fetch, float* products) {
   vf sums[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < padded; k += 2)
@@ -145,7 +135,7 @@ static void multiply(const bf16* x, int64_t stride, const bf16* panels, int64_t 
     for (int v = 0; v < VECTORS; v++) store(products + row * PAIR + v * W, sums[row][v]);
 }
 
-template <int ROWS>
+template <class Kind, int ROWS>
 static void multiply(const int8_t* x, int64_t stride, const int8_t* panels, int64_t padded, Fetch, int32_t* products) {
   vs sums[ROWS][VECTORS] = {};
   vs columns[VECTORS] = {};  // sums over the weights of a column: x is taken as x + 128, which this makes good
@@ -182,8 +172,8 @@ class Rows {
                       Accumulator* products) const {
     if (count == ROWS) {
       for (int64_t panel = 0; panel < PAIR / PANEL; panel += AT_ONCE, fetch.lines = 0)
-        multiply<ROWS>(rows + first * stride, stride, panels + panel * padded * PANEL, padded, fetch,
-                       products + panel * PANEL);
+        multiply<Kind, ROWS>(rows + first * stride, stride, panels + panel * padded * PANEL, padded, fetch,
+                             products + panel * PANEL);
     } else if constexpr (ROWS > 1) {
       multiply_block<ROWS - 1>(first, count, panels, padded, fetch, products);
     }
@@ -194,11 +184,11 @@ class Rows {
 
   // Those that are multiplied from now on: `count` of them, each `padded` long.
   void begin(const Element* x, int64_t x_stride, int64_t count, int64_t padded) {
-    if constexpr (WIDENS) {
+    if constexpr (!std::is_same_v<Wide, Element>) {
       // By every thread for itself: it is little beside the products, and none has to wait.
       static thread_local Aligned memory;
       Wide* wide = (Wide*)memory.of(count * padded * sizeof(Wide));
-      for (int64_t row = 0; row < count; row++) widen(x + row * x_stride, padded, wide + row * padded);
+      for (int64_t row = 0; row < count; row++) Widened<Kind>::widen(x + row * x_stride, padded, wide + row * padded);
       rows = wide, stride = padded;
     } else {
       rows = x, stride = x_stride;
@@ -207,8 +197,8 @@ class Rows {
 
   // `count` of them from `first` on.
   template <class Other>
-  void operator()(int64_t first, int64_t count, const Element* panels, int64_t padded, Fetch fetch, Accumulator* products,
-                  Other&) const {
+  void operator()(int64_t first, int64_t count, const Element* panels, int64_t padded, Fetch fetch,
+                  Accumulator* products, Other&) const {
     multiply_block<BLOCK>(first, count, panels, padded, fetch, products);
   }
 };
