@@ -1,5 +1,5 @@
-// Paged attention: the step's keys and values into the cache, then every query over its sequence's blocks. What a decoding
-// sequence adds is written by the task that reads it, with lines that are at hand then.
+// Paged attention: the step's keys and values into the cache, then every query over its sequence's blocks. What a
+// decoding sequence adds is written by the task that reads it, while those lines are at hand.
 //
 // The queries of one sequence that share a KV head are its rows, position by position. A task is up to 64 rows over a
 // range of keys, and every row's arithmetic depends on its own position alone: key tiles begin at fixed positions, and
@@ -17,6 +17,7 @@
 #include "attention_cache.hpp"
 #include "attention_plan.hpp"
 #include "attention_scratch.hpp"
+#include "attention_softmax.hpp"
 #include "attention_tiles.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
@@ -152,12 +153,13 @@ struct Attention : Planning {
     if (from >= to) return;
     const int64_t base = (from - tile.first) / GROUP, width = round_up(to - from, GROUP);
     const auto soften_rows = [&] {
-      soften_all(s, row, num_rows, width, [&](int64_t r) {
+      soften_all(s, step.head_dim, row, num_rows, width, [&](int64_t r) {
         const int64_t at = position(task, task.row + row + r);
         return Seen{std::max(from, first_seen(at)) - from, std::min(to, at + 1) - from};
       });
     };
-    // The next head's lie next to this one's in each block; after the last, another block does, which does no harm.
+    // The next head's keys and values lie behind this one's in each block. Behind the last head's lies another block,
+    // and to ask for that in vain does no harm.
     const bool is_next_known = num_rows <= FEW_ROWS && is_packed(step);
     const int64_t ahead = is_next_known ? step.block_size * step.head_dim / Tile<T>::K : 0;
 #if defined(__AMX_BF16__)
@@ -211,7 +213,7 @@ struct Attention : Planning {
           score_on_tiles(tasks[t].num_rows, s.queries + row * s.padded, s.padded, own[t].keys, num_own,
                          own[t].key_stride, dim, s.scores + row * TILE + (middle - from), TILE);
       }
-      soften_all(s, 0, num_rows, round_up(longest, GROUP), [&](int64_t row) { return Seen{0, ends[row]}; });
+      soften_all(s, dim, 0, num_rows, round_up(longest, GROUP), [&](int64_t row) { return Seen{0, ends[row]}; });
       if (num_shared)
         weigh_on_tiles(num_rows, s.weights, TILE, shared.values, num_shared, dim, s.out, s.padded);
       for (int64_t t = 0, row = 0; t < bundle.size; row += tasks[t++].num_rows) {
@@ -229,59 +231,6 @@ struct Attention : Planning {
 #else
     (void)bundle, (void)tasks, (void)kv_head, (void)from, (void)end, (void)s;
 #endif
-  }
-
-  // The scores of a row that are seen.
-  struct Seen {
-    int64_t from, to;
-  };
-
-  // Scores of rows from `row` on, a line of s.scores each, become weights; what was added up before is adjusted.
-  template <class Find>
-  void soften_all(Scratch<T>& s, int64_t row, int64_t num_rows, int64_t width, Find seen) const {
-    int64_t r = 0;
-    for (; r + SOFTENED <= num_rows; r += SOFTENED) soften<SOFTENED>(s, row, r, width, seen);
-    for (; r < num_rows; r++) soften<1>(s, row, r, width, seen);
-  }
-
-  // Several rows at once, since each waits for its greatest score, and for the sum of its weights.
-  template <int N, class Find>
-  void soften(Scratch<T>& s, int64_t row, int64_t r, int64_t width, Find find) const {
-    float* const scores = s.scores + r * TILE;
-    Row* const weights = s.weights + r * TILE;
-    for (int n = 0; n < N; n++) {
-      // Also what a foreign key's score is, which may be NaN.
-      const Seen seen = find(r + n);
-      std::fill(scores + n * TILE, scores + n * TILE + std::min(seen.from, width), -INFINITY);
-      std::fill(scores + n * TILE + std::max<int64_t>(seen.to, 0), scores + n * TILE + width, -INFINITY);
-    }
-    const float scale = 1.44269504f / std::sqrt(float(step.head_dim));
-    vf top[N];
-    for (int n = 0; n < N; n++) top[n] = splat(-INFINITY);
-    for (int64_t i = 0; i < width; i += W)
-      for (int n = 0; n < N; n++) top[n] = maximum(load(scores + n * TILE + i), top[n]);
-    float shift[N], fall[W] = {};
-    for (int n = 0; n < N; n++) {
-      float& greatest = s.greatest[row + r + n];
-      const float before = greatest, here = greatest_of(top[n]) * scale;
-      greatest = here > before ? here : before;
-      shift[n] = greatest == -INFINITY ? 0 : greatest;
-      fall[n] = before - shift[n];
-    }
-    vf sums[N] = {};
-    for (int64_t i = 0; i < width; i += W)
-      for (int n = 0; n < N; n++) {
-        const vf weight = exponential2<P::precise>(load(scores + n * TILE + i) * scale - shift[n]);
-        sums[n] += weight;
-        store(weights + n * TILE + i, weight);
-      }
-    const vf factors = exponential2<true>(load(fall));
-    for (int n = 0; n < N; n++) {
-      const float factor = factors[n];
-      float *out = s.out + (row + r + n) * s.padded, &total = s.total[row + r + n];
-      total = total * factor + total_of(sums[n]);
-      for (int64_t i = 0; i < s.padded; i += W) store(out + i, load(out + i) * factor);
-    }
   }
 
   // Row `row` of the task, which is row `at` of those that are computed together.

@@ -58,8 +58,8 @@ struct Planning {
   int64_t first_seen(int64_t position) const { return window ? std::max<int64_t>(0, position - window + 1) : 0; }
   const int32_t* blocks_of(const Task& task) const { return step.block_tables + task.sequence * step.table_stride; }
 
-  // Whether a token is written by whoever reads it, head by head, while its lines are at hand anyway. Nobody else may read
-  // it in this step: one that fills its block may be shared at once. And nobody may read it in another task.
+  // Whether a token is written by the task that reads it, head by head, while those lines are at hand. No other may read
+  // it in this step: neither a task of its own sequence, nor another sequence, which may share a block once it is full.
   bool is_written_late(int64_t sequence) const {
     const int64_t first = step.query_starts[sequence], size = step.block_size;
     return step.query_starts[sequence + 1] == first + 1 && rows_per_position <= TASK_ROWS &&

@@ -15,7 +15,6 @@ namespace RZ_ISA {
 constexpr int GROUP = 16;    // columns that lie together in memory
 constexpr int SUBTILE = 16;  // rows that are computed together
 constexpr int TILE = 256;    // keys between two adjustments of the greatest score
-constexpr int SOFTENED = 4;  // rows whose weights are computed together: at most as many as a vector has lanes
 
 // Across lanes, in halves: a fixed order, and few steps. All in registers: GCC would keep what is taken apart in memory,
 // and a sum from its beginning.
@@ -137,8 +136,9 @@ inline void fetch_line_ahead(const Unit* vector, int c, int64_t ahead) {
 
 // scores[r][c] = rows[r] . keys[c] for C vectors of keys; columns[c] is where a vector's first unit lies.
 template <class T, int R, int C>
-static void score(const typename Product<T>::Row* rows, int64_t row_stride, const typename Product<T>::Unit* const* columns,
-                  int64_t stride, int64_t steps, int64_t ahead, float* scores, int64_t score_stride) {
+static void score(const typename Product<T>::Row* rows, int64_t row_stride,
+                  const typename Product<T>::Unit* const* columns, int64_t stride, int64_t steps, int64_t ahead,
+                  float* scores, int64_t score_stride) {
   typedef Product<T> P;
   vf sums[R][C] = {};
   for (int64_t step = 0; step < steps; step++)
@@ -149,7 +149,8 @@ static void score(const typename Product<T>::Row* rows, int64_t row_stride, cons
         if (stage == 0) fetch_line_ahead(columns[c] + step * stride, c, ahead);
       }
       for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) sums[r][c] = P::add(sums[r][c], rows + r * row_stride + step * P::K, keys[c], stage);
+        for (int c = 0; c < C; c++)
+          sums[r][c] = P::add(sums[r][c], rows + r * row_stride + step * P::K, keys[c], stage);
     }
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) store(scores + r * score_stride + c * W, sums[r][c]);
@@ -184,7 +185,7 @@ static void weigh(const typename Product<T>::Row* weights, int64_t weight_stride
     for (int c = 0; c < C; c++) store(out + r * out_stride + c * W, sums[r][c]);
 }
 
-// As many rows, and vectors for so many rows, as there are registers for; at least as many sums as are under way at once.
+// As many rows, and vectors for so many rows, as there are registers for; at least as many sums as are under way.
 constexpr int ROWS = 4;
 template <int R>
 constexpr int vectors() {

@@ -34,8 +34,8 @@ typedef int32_t vs __attribute__((vector_size(4 * W)));
 #if !defined(__AVX512BF16__)
 typedef int16_t vp __attribute__((vector_size(4 * W)));  // pairs
 
-// How a kind is multiplied without instructions of its own. Element: what x is widened to; Part: what a vector of weights
-// is widened to, in two stages; Sum: of products with them.
+// How a kind is multiplied without instructions of its own. Element: what x is widened to; Part: what a vector of
+// weights is widened to, in two stages; Sum: of products with them.
 template <class Kind>
 struct Widened;
 
@@ -56,7 +56,7 @@ struct Widened<Int8> {
   typedef int16_t Element;
   typedef vp Part;
   typedef vs Sum;
-  // Of four, the first and the third, then the second and the fourth: as they are in the halves of the weights' 16 bits.
+  // Of four, the first and the third, then the second and the fourth: in the order of the weights' stages.
   static void widen(const int8_t* from, int64_t count, int16_t* to) {
     for (int64_t i = 0; i < count; i += 4)
       for (int64_t j = 0; j < 4; j++) to[i + j] = from[i + (j % 2 * 2 + j / 2)];
