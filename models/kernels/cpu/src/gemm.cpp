@@ -166,7 +166,7 @@ void linear(int32_t type, int32_t x_type, const void* x, int64_t x_stride, const
             const float* bias, int32_t silu, int32_t out_type, void* out, int64_t out_stride, int64_t rows,
             int64_t outputs, int64_t inputs, void* scratch) {
   const int64_t columns = silu ? outputs / 2 : outputs, row_bytes = out_stride * (out_type == F32 ? 4 : 2);
-  const bool is_streamed = (out_type == F32 ? STREAMS_FLOAT : STREAMS_BF16) && !silu && rows >= STREAMED_ROWS &&
+  const bool is_streamed = (out_type == F32 ? STREAMS<float> : STREAMS<bf16>) && !silu && rows >= STREAMED_ROWS &&
                            rows * row_bytes >= STREAMED_BYTES && (int64_t(out) | row_bytes) % 64 == 0;
   Finish f{out_type, out, out_stride, bias, nullptr, nullptr, silu != 0, columns, is_streamed};
   if (type == INT8) {

@@ -30,21 +30,21 @@ static vf load_wide(const int32_t* p) {
 }
 
 // Whole lines of 64 bytes, past the caches, where the instruction set can.
+template <class T>
+constexpr bool STREAMS = false;
 #if defined(__AVX512F__)
-constexpr bool STREAMS_FLOAT = true;
+template <>
+constexpr bool STREAMS<float> = true;
 static void stream(float* out, const vf* values) {
   for (int64_t i = 0; i < PAIR; i += W) _mm512_stream_ps(out + i, (__m512)values[i / W]);
 }
-#else
-constexpr bool STREAMS_FLOAT = false;
 #endif
 #if defined(__AVX512BF16__)
-constexpr bool STREAMS_BF16 = true;
+template <>
+constexpr bool STREAMS<bf16> = true;
 static void stream(bf16* out, const vf* values) {
   _mm512_stream_si512((__m512i*)out, (__m512i)_mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]));
 }
-#else
-constexpr bool STREAMS_BF16 = false;
 #endif
 
 template <class T>
@@ -108,7 +108,7 @@ struct Finishing {
     if (f.silu_mul)
       for (int i = 0; i < HALF; i++) v[i] = v[i] / (1.0f + exponential(-v[i])) * v[HALF + i];
     const bool past_caches = f.is_streamed && count == PAIR;
-    if constexpr (sizeof(T) == 4 ? STREAMS_FLOAT : STREAMS_BF16)
+    if constexpr (STREAMS<T>)
       if (past_caches) stream(out, v);
     if (!past_caches) put(out, v, count);
     row++, products += PAIR, out += f.out_stride;
