@@ -12,7 +12,7 @@ from model_folders import random_llama
 
 from workers.backends.protocol import Choice, EngineRequest, OutcomeStatus, Partial, PartialChoice
 from workers.backends.validation import fits
-from workers.engine.engine import REPORT_TOKENS
+from workers.engine.request_state import REPORT_TOKENS
 
 PROMPT = [(31 * position) % 250 + 3 for position in range(37)]
 TOKENS = 40
