@@ -130,14 +130,18 @@ class BlockManager:
             self.num_blocks_for(num_tokens) - num_held <= self.num_unreferenced_blocks
         )
 
+    def reserve(self, sequence: Sequence, num_tokens: int) -> None:
+        """Add the blocks that the first `num_tokens` need, of which not all need be known."""
+        while len(sequence.block_table) * self.block_size < num_tokens:
+            sequence.block_table.append(self._take())
+
     def allocate(self, sequence: Sequence, num_tokens: int) -> None:
         """Add the blocks that the first `num_tokens` need, and cache each that these tokens fill.
 
         The tokens must be known and be computed in the coming step. Caching them now, before they are, lets sequences
         admitted to the same step share them: every layer writes all of a full block before it reads any of it.
         """
-        while len(sequence.block_table) * self.block_size < num_tokens:
-            sequence.block_table.append(self._take())
+        self.reserve(sequence, num_tokens)
         while (len(sequence.content_ids) + 1) * self.block_size <= num_tokens:
             self._cache(sequence)
 

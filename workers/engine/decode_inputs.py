@@ -18,7 +18,7 @@ _PADDING = np.array([[0], [-1], [-1]])
 class DecodeInputs:
     """One new token for each of at most `max_num_sequences`.
 
-    `fill` must not be called before the step that was filled in last has read its inputs.
+    What was filled in is read by the next step on the device's stream, which may run long after `fill` has returned.
     """
 
     def __init__(self, max_num_sequences: int, max_num_blocks: int, block_size: int, device: torch.device) -> None:
@@ -32,12 +32,16 @@ class DecodeInputs:
         self._device_numbers = self._numbers.to(device, copy=True)
         self._device_tables = self._tables.to(device, copy=True)
         self._starts = torch.arange(max_num_sequences + 1, dtype=torch.int32, device=device)
+        #: After the copies to the device: only then may what they read be written again.
+        self._copied = torch.cuda.Event() if is_pinned else None  # type: ignore[no-untyped-call]
         #: The table that each row of `_tables` holds: most do not change from one step to the next.
         self._held: list[list[int]] = [[] for _ in range(max_num_sequences)]
 
     def fill(self, step: Step, size: int) -> None:
         """Put the step's sequences into the first rows, and padding into the others of the first `size`."""
         num = len(step.token_ids)
+        if self._copied is not None:
+            self._copied.synchronize()
         self._fill_tables(step.block_tables)
         positions = np.asarray(step.context_lengths) - 1
         blocks = self._tables.numpy()[np.arange(num), positions // self._block_size].astype(np.int64)
@@ -47,9 +51,11 @@ class DecodeInputs:
         numbers[_SLOT, :num] = blocks * self._block_size + positions % self._block_size
         numbers[:, num:size] = _PADDING
         self._device_numbers.copy_(self._numbers, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
 
     def token_ids(self, size: int) -> Tensor:
-        """[size] int64"""
+        """[size] int64, as the step has them: ~row for what the step before chose in that row."""
         return self._device_numbers[_TOKEN_ID, :size]
 
     def positions(self, size: int) -> Tensor:

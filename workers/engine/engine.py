@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -25,6 +26,18 @@ INVALID_LOGITS = "invalid_logits"
 KV_CACHE_EXCEEDED = "kv_cache_exceeded"
 
 
+@dataclass(frozen=True, slots=True)
+class _StartedStep:
+    """A step that the model has been given."""
+
+    plan: Plan
+    #: Those that sample, as they were when it was started: each has a row of the logits.
+    sampling: list[Sequence]
+    logits: Tensor
+    #: Whether the next step can be started without a look at what this one chose.
+    is_foreseen: bool
+
+
 class EngineCore:
     """Holds requests from `submit` to their outcome, and runs one step at a time: `plan`, then `run`.
 
@@ -40,12 +53,14 @@ class EngineCore:
         eos_token_ids: Collection[int],
         prefix_salt: Callable[[int], str] = lambda num_prompt_tokens: "",
         greatest: Callable[[Tensor], Tensor] = PLAIN.greatest,
+        foresees: Callable[[Step], bool] = lambda step: False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`run_model` gives the logits of a step's sampling sequences, [sequences, vocab_size] float32.
 
         `prefix_salt` keeps apart prompts, by their length, whose equal prefixes the model computes differently.
-        `greatest` is that of the decoder's kernels.
+        `greatest` is that of the decoder's kernels. Where the model `foresees` a step, the next one may be started
+        before the tokens of this one are looked at, so that a device computes while its host works.
         """
         self.scheduler = scheduler
         self.num_steps = 0
@@ -54,10 +69,13 @@ class EngineCore:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._prefix_salt = prefix_salt
         self._greatest = greatest
+        self._foresees = foresees
         self._clock = clock
         self._requests: dict[str, RequestState] = {}
         self._due: dict[str, RequestState] = {}
         self._planned_at = 0.0
+        #: The step after the last one that was run, if it was started already.
+        self._ahead: _StartedStep | None = None
         self._meter = Meter()
 
     @property
@@ -114,6 +132,11 @@ class EngineCore:
     def plan(self) -> Plan:
         """What the next step computes."""
         self._planned_at = self._clock()
+        if self._ahead is not None:
+            self.scheduler.settle(self._ahead.plan)
+            if self._ahead.plan.scheduled:
+                return self._ahead.plan
+            self._ahead = None  # everything in it has ended: what it computes is nobody's
         plan = self.scheduler.schedule()
         self._meter.planned(plan)
         for sequence in plan.admitted:
@@ -151,12 +174,16 @@ class EngineCore:
         return outcomes
 
     def _run_step(self, plan: Plan) -> list[tuple[RequestState, str | None, str | None]]:
-        sampling = [entry.sequence for entry in plan.scheduled if entry.samples]
-        logits = self._run_model(make_step(plan))
+        step = self._ahead or self._start(plan)
+        assert step.plan is plan, "another step was started ahead"
         self.scheduler.commit(plan)
         self.num_steps += 1
+        self._ahead = self._start_next(step)
+        wanted = {entry.sequence for entry in plan.scheduled}
         ended: list[tuple[RequestState, str | None, str | None]] = []
-        for sequence, next_token in zip(sampling, sample(logits, sampling, self._greatest), strict=True):
+        for sequence, next_token in zip(step.sampling, sample(step.logits, step.sampling, self._greatest), strict=True):
+            if sequence not in wanted:  # it ended after the step was started
+                continue
             state = self._requests[sequence.request_id]
             if next_token is None:
                 self.scheduler.block_manager.forget(sequence)
@@ -175,6 +202,17 @@ class EngineCore:
                 if len(state.choices) == state.request.params.n:
                     ended.append((state, None, None))
         return ended
+
+    def _start(self, plan: Plan, rows: Mapping[Sequence, int] | None = None) -> _StartedStep:
+        step = make_step(plan, rows)
+        sampling = [entry.sequence for entry in plan.scheduled if entry.samples]
+        return _StartedStep(plan, sampling, self._run_model(step), self._foresees(step))
+
+    def _start_next(self, step: _StartedStep) -> _StartedStep | None:
+        """Start the step after this one, if nothing but its tokens is open."""
+        if not step.is_foreseen or (ahead := self.scheduler.schedule_ahead(step.plan)) is None:
+            return None
+        return self._start(ahead, {sequence: row for row, sequence in enumerate(step.sampling)})
 
     def _measure_step(self, plan: Plan, now: float) -> None:
         sampling = [self._requests[entry.sequence.request_id] for entry in plan.scheduled if entry.samples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -52,6 +53,29 @@ class CudaRecorder:
         return replay
 
 
+class _Choice:
+    """What a recorded step chose, on its way to the host."""
+
+    def __init__(self, max_num_sequences: int, device: torch.device) -> None:
+        is_cuda = device.type == "cuda"
+        self._greatest = torch.zeros(max_num_sequences, dtype=torch.int64, pin_memory=is_cuda)
+        self._arrived = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
+        #: From which it was chosen.
+        self.logits = torch.empty(0)
+
+    def fetch(self, logits: Tensor, greatest: Tensor) -> None:
+        self.logits = logits
+        self._greatest[: len(greatest)].copy_(greatest, non_blocking=True)
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def greatest(self) -> Tensor:
+        """A row per row of `logits`, as soon as the step has ended."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._greatest[: len(self.logits)]
+
+
 class GraphRunner(ModelRunner):
     """Runs a step in which every sequence decodes by what was recorded for the next larger number of sequences.
 
@@ -72,11 +96,10 @@ class GraphRunner(ModelRunner):
         super().__init__(decoder, cache, device)
         longest = min(-(-decoder.config.context_length // cache.block_size), cache.num_blocks)
         self._inputs = DecodeInputs(max_num_sequences, longest, cache.block_size, device)
-        is_cuda = device.type == "cuda"
-        self._greatest = torch.zeros(max_num_sequences, dtype=torch.int64, pin_memory=is_cuda)
-        self._ended = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
-        #: What `run` returned last, if it was recorded.
-        self._logits: Tensor | None = None
+        #: What the last recorded step chose, by row, for the next: it stays on the device.
+        self._chosen = torch.zeros(max_num_sequences, dtype=torch.int64, device=device)
+        #: Of the last two recorded steps, the later one last: it may be started before the other's is looked at.
+        self._choices = deque(_Choice(max_num_sequences, device) for _ in range(2))
         with torch.inference_mode():
             # The largest first, so that the smaller ones find the memory that they need in the pool.
             self._recorded = {
@@ -86,39 +109,43 @@ class GraphRunner(ModelRunner):
 
     @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
-        """As ModelRunner's; the logits of a recorded step are overwritten by the next."""
-        self._logits = None
-        num = len(step.token_ids)
-        if num != len(step.query_lengths) or not all(step.samples) or num > self._sizes[-1]:
+        """As ModelRunner's, but returns while the device computes; the next step overwrites a recorded one's logits."""
+        if not self._is_recorded(step):
             return super().run(step)
-        self._wait()
+        num = len(step.token_ids)
         size = next(size for size in self._sizes if size >= num)
         self._inputs.fill(step, size)
         logits, greatest = self._recorded[size]()
-        self._greatest[:size].copy_(greatest, non_blocking=True)
-        if self._ended is not None:
-            self._ended.record()
-        self._logits = logits[:num]
-        return self._logits
+        self._choices.rotate(-1)
+        self._choices[-1].fetch(logits[:num], greatest[:num])
+        return self._choices[-1].logits
+
+    def foresees(self, step: Step) -> bool:
+        """As ModelRunner's: where the greatest logits are all that is chosen by, the device has it already."""
+        return step.is_plain and self._is_recorded(step)
 
     def greatest(self, logits: Tensor) -> Tensor:
-        """As `Kernels.greatest`; on the host, and already computed, for what `run` returned last."""
-        if logits is not self._logits:
-            return super().greatest(logits)
-        self._wait()
-        return self._greatest[: len(logits)]
+        """As `Kernels.greatest`; of the last two recorded steps on the host, and already computed."""
+        for choice in self._choices:
+            if choice.logits is logits:
+                return choice.greatest()
+        return super().greatest(logits)
 
-    def _wait(self) -> None:
-        """Until the last recorded step has ended: only then are its inputs read and its results here."""
-        if self._ended is not None:
-            self._ended.synchronize()
+    def _is_recorded(self, step: Step) -> bool:
+        num = len(step.token_ids)
+        return num == len(step.query_lengths) and all(step.samples) and num <= self._sizes[-1]
 
     def _decode(self, size: int) -> Decoded:
         """A step of `size` rows. Every number that it does not read from the device is fixed by `size`."""
+        given = self._inputs.token_ids(size)
+        token_ids = torch.where(given < 0, self._chosen[(~given).clamp(min=0)], given)
         attention = self._decoder.kernels.attention(self._cache, self._inputs.metadata(size))
-        hidden = self._decoder(self._inputs.token_ids(size), self._inputs.positions(size), attention)
+        hidden = self._decoder(token_ids, self._inputs.positions(size), attention)
         logits = self._decoder.logits(hidden)
-        return logits, self._decoder.kernels.greatest(logits)
+        greatest = self._decoder.kernels.greatest(logits)
+        # A row that is not finite has no token, and ends as soon as anybody looks: any will do until then.
+        self._chosen[:size].copy_(greatest.clamp(min=0))
+        return logits, greatest
 
 
 def padded_sizes(max_num_sequences: int) -> list[int]:

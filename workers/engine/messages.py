@@ -110,7 +110,8 @@ class Allocate(Message, frozen=True, kw_only=True):
 class Step(Message, frozen=True, kw_only=True):
     """One step of the model; every rank runs the same. Lists but `token_ids` have one entry per sequence."""
 
-    #: Flat: the sequences' tokens of this step, one sequence after another.
+    #: Flat: the sequences' tokens of this step, one sequence after another. A step that is started before anybody knows
+    #: what the one before chose has ~row in place of what that chose in the row.
     token_ids: list[int]
     #: Tokens of this step.
     query_lengths: list[int]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence as Rows
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,15 +18,22 @@ from workers.engine.cache_memory import CacheMemory
 from workers.engine.messages import Channel, FromFollower, Shutdown, Step, ToFollower, encode
 from workers.engine.sampler import is_plain
 from workers.engine.scheduler import Plan
+from workers.engine.sequence import Sequence
 
 
-def make_step(plan: Plan) -> Step:
-    """The plan in numbers, as the ranks need it."""
+def make_step(plan: Plan, rows: Mapping[Sequence, int] | None = None) -> Step:
+    """The plan in numbers, as the ranks need it.
+
+    `rows` is for a plan that was made ahead: the rows in which the step before chooses the sequences' tokens.
+    """
     token_ids: list[int] = []
     context_lengths: list[int] = []
     for entry in plan.scheduled:
         start = entry.sequence.num_computed_tokens
-        token_ids += entry.sequence.token_ids[start : start + entry.num_tokens]
+        if rows is None:
+            token_ids += entry.sequence.token_ids[start : start + entry.num_tokens]
+        else:
+            token_ids.append(~rows[entry.sequence])
         context_lengths.append(start + entry.num_tokens)
     return Step(
         token_ids=token_ids,
@@ -88,6 +96,10 @@ class ModelRunner:
         logits: Tensor = self._decoder.logits(hidden)
         return logits
 
+    def foresees(self, step: Step) -> bool:
+        """Whether the step after this one can be started before anybody knows what this one chose."""
+        return False
+
     def greatest(self, logits: Tensor) -> Tensor:
         """As `Kernels.greatest`, of what `run` returned."""
         if self._known is not None and logits is self._known[0]:
@@ -101,7 +113,7 @@ class ModelRunner:
 class LeadingRunner:
     """Rank 0's runner: lets the followers run every step that it runs."""
 
-    def __init__(self, runner: ModelRunner, followers: Sequence[Channel[FromFollower]]) -> None:
+    def __init__(self, runner: ModelRunner, followers: Rows[Channel[FromFollower]]) -> None:
         self._runner = runner
         self._followers = followers
 

@@ -94,6 +94,33 @@ class Scheduler:
         for entry in plan.scheduled:
             entry.sequence.num_computed_tokens += entry.num_tokens
 
+    def schedule_ahead(self, plan: Plan) -> Plan | None:
+        """The step after `plan`, which was committed, made before the tokens that it samples are known.
+
+        Only where nothing but those tokens is open: all that runs was in `plan` and decodes on, but for what has come
+        to its last token; there are blocks for it; and nothing that waits could be admitted. None otherwise. Once the
+        tokens are known, and before anything else is scheduled, the plan must be settled.
+        """
+        if len(plan.scheduled) != len(self._running) or not all(entry.samples for entry in plan.scheduled):
+            return None
+        decoding = [entry.sequence for entry in plan.scheduled if entry.sequence.num_tokens_left > 1]
+        if not decoding or (self._waiting and (len(decoding) < len(self._running) or self._can_admit_next())):
+            return None
+        ahead = Plan()
+        for sequence in decoding:
+            num_tokens = sequence.num_tokens + 1
+            if not self.block_manager.can_allocate(sequence, num_tokens):
+                return None  # what was reserved so far is what the next step needs, too
+            self.block_manager.reserve(sequence, num_tokens)
+            ahead.scheduled.append(ScheduledSequence(sequence, num_tokens=1, samples=True))
+        return ahead
+
+    def settle(self, ahead: Plan) -> None:
+        """The tokens are known that `ahead` was made without: what ended with them, or was aborted, is left out."""
+        ahead.scheduled = [entry for entry in ahead.scheduled if entry.sequence in self._running]
+        for entry in ahead.scheduled:
+            self.block_manager.allocate(entry.sequence, entry.sequence.num_tokens)
+
     def _continue_running(self, plan: Plan, budget: int) -> int:
         for sequence in list(self._running):
             if budget == 0:
@@ -146,6 +173,15 @@ class Scheduler:
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = sequence.num_computed_tokens
             budget -= self._schedule(plan, sequence, min(sequence.num_tokens - sequence.num_computed_tokens, budget))
+
+    def _can_admit_next(self) -> bool:
+        """Whether the next `schedule` would take the first that waits, be it to say that it will never fit."""
+        blocks, sequence = self.block_manager, next(iter(self._waiting))
+        if len(self._running) >= self.max_num_sequences:
+            return False
+        if blocks.num_blocks_for(sequence.num_tokens) > blocks.num_blocks:
+            return True
+        return blocks.can_admit(sequence, blocks.find_prefix(sequence), num_reserved_blocks=len(self._running))
 
     def _schedule(self, plan: Plan, sequence: Sequence, num_tokens: int) -> int:
         num_computed = sequence.num_computed_tokens + num_tokens

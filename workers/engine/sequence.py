@@ -51,6 +51,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_tokens_left(self) -> int:
+        """How many more tokens may be generated."""
+        return self.params.max_tokens - self.num_generated_tokens
+
+    @property
     def has_penalties(self) -> bool:
         return self.params.presence_penalty != 0 or self.params.frequency_penalty != 0
 

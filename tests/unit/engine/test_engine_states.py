@@ -47,11 +47,14 @@ class FakeModel:
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._tokens: dict[int, int] = {}
+        self._chosen: list[int] = []
         self.num_tokens = 0
+        self.num_unknown_tokens = 0
 
     def run(self, step: Step) -> Tensor:
         self.num_tokens += len(step.token_ids)
-        flat = iter(step.token_ids)
+        self.num_unknown_tokens += sum(token_id < 0 for token_id in step.token_ids)
+        flat = iter([token_id if token_id >= 0 else self._chosen[~token_id] for token_id in step.token_ids])
         for row, context in enumerate(step.context_lengths):
             for position in range(context - step.query_lengths[row], context):
                 self._tokens[self._slot(step, row, position)] = next(flat)
@@ -60,8 +63,8 @@ class FakeModel:
             if step.samples[row]:
                 rows.append([self._tokens[self._slot(step, row, position)] for position in range(context)])
         logits = torch.zeros(len(rows), VOCAB_SIZE)
-        for row, token_ids in enumerate(rows):
-            chosen = next_token(token_ids)
+        self._chosen = [next_token(token_ids) for token_ids in rows]
+        for row, chosen in enumerate(self._chosen):
             logits[row, chosen] = torch.nan if chosen == BROKEN else 1.0
         return logits
 
@@ -79,8 +82,11 @@ class EngineMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 4),
         max_num_sequences=st.integers(1, 6),
         step_tokens=st.integers(1, 16),
+        is_foreseen=st.booleans(),
     )
-    def start(self, num_blocks: int, block_size: int, max_num_sequences: int, step_tokens: int) -> None:
+    def start(
+        self, num_blocks: int, block_size: int, max_num_sequences: int, step_tokens: int, is_foreseen: bool
+    ) -> None:
         self.model = FakeModel(block_size)
         blocks = BlockManager(num_blocks, block_size)
         self.core = EngineCore(
@@ -88,7 +94,9 @@ class EngineMachine(RuleBasedStateMachine):
             scheduler=Scheduler(blocks, max_num_sequences=max_num_sequences, step_tokens=step_tokens),
             tokenizer=self.tokenizer,
             eos_token_ids={EOS},
+            foresees=lambda step: is_foreseen,
         )
+        self.is_foreseen = is_foreseen
         self.capacity = blocks.num_tokens
         self.requests: dict[str, EngineRequest] = {}
         self.outcomes: dict[str, Outcome] = {}
@@ -127,9 +135,12 @@ class EngineMachine(RuleBasedStateMachine):
         self.seen["steps"] += 1
         self.seen["preemptions"] += len(plan.preempted)
         self.seen["cache hits"] += sum(bool(sequence.num_cached_tokens) for sequence in plan.admitted)
-        before = self.model.num_tokens
+        before, num_planned = self.model.num_tokens, plan.num_tokens
+        num_unknown = self.model.num_unknown_tokens
         outcomes = self.core.run(plan)
-        assert self.model.num_tokens - before == plan.num_tokens
+        if not self.is_foreseen:
+            assert self.model.num_tokens - before == num_planned
+        self.seen["tokens ahead"] += self.model.num_unknown_tokens - num_unknown
         self.core.scheduler.check_integrity()
         self.take(outcomes)
 
@@ -196,5 +207,6 @@ def test_every_request_has_one_outcome_and_it_is_the_right_one(tmp_path: Path, m
         "aborted",
         "invalid_logits",
         "kv_cache_exceeded",
+        "tokens ahead",
     ):
         assert seen[event] >= 20, seen

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 import torch
 from engine_cores import Model, answer, make_request, run_all
 from model_folders import random_llama
+from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed: there is none for this system")
 
@@ -27,24 +28,29 @@ CPU = torch.device("cpu")
 
 
 class Repeater:
-    """A recorder that computes again what it was given, and counts."""
+    """A recorder that computes again what it was given, into the memory that it first came in, and counts."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.replayed: list[int] = []
 
     def record(self, work: Callable[[], Decoded]) -> Callable[[], Decoded]:
-        size = len(work()[1])
+        first = work()
+        size = len(first[1])
         self.sizes.append(size)
 
         def replay() -> Decoded:
             self.replayed.append(size)
-            return work()
+            for kept, computed in zip(first, work(), strict=True):
+                kept.copy_(computed)
+            return first
 
         return replay
 
 
-def make_graph_core(model: Model, max_num_sequences: int, num_blocks: int = 64) -> tuple[EngineCore, KVCache, Repeater]:
+def make_graph_core(
+    model: Model, max_num_sequences: int, num_blocks: int = 64, eos_token_ids: Collection[int] = ()
+) -> tuple[EngineCore, KVCache, Repeater]:
     config = model.decoder.config
     model.decoder.requires_grad_(False).use(TritonKernels())
     cache = KVCache(
@@ -65,8 +71,9 @@ def make_graph_core(model: Model, max_num_sequences: int, num_blocks: int = 64) 
         run_model=runner.run,
         scheduler=Scheduler(BlockManager(num_blocks, 4), max_num_sequences=max_num_sequences, step_tokens=24),
         tokenizer=model.tokenizer,
-        eos_token_ids=[],
+        eos_token_ids=eos_token_ids,
         greatest=runner.greatest,
+        foresees=runner.foresees,
     )
     return core, cache, recorder
 
@@ -91,6 +98,57 @@ def test_answers_are_those_of_steps_that_are_not_recorded(folder: Path) -> None:
         ours, theirs = answers[request.id].choices[0], expected[request.id].choices[0]
         assert ours.text == theirs.text
         assert answers[request.id].num_completion_tokens == request.params.max_tokens
+
+
+def test_a_step_is_started_before_anybody_looked_at_the_one_before(folder: Path) -> None:
+    core, _, _ = make_graph_core(Model.load(folder), max_num_sequences=2)
+    run_model, greatest = core._run_model, core._greatest
+    events: list[str] = []
+
+    def run(step: Step) -> Tensor:
+        events.append(f"run {step.context_lengths}" + (" ahead" if min(step.token_ids) < 0 else ""))
+        return run_model(step)
+
+    def look(logits: Tensor) -> Tensor:
+        events.append("look")
+        return greatest(logits)
+
+    core._run_model, core._greatest = run, look
+    core.submit(make_request("a", range(6), max_tokens=4, temperature=0.0))
+    core.submit(make_request("b", range(7, 10), max_tokens=3, temperature=0.0))
+    run_all(core)
+    assert events == [
+        *("run [6, 3]", "look"),
+        *("run [7, 4]", "run [8, 5] ahead", "look"),
+        *("run [9] ahead", "look", "look"),
+    ]
+
+
+def test_what_ends_while_the_next_step_runs_is_left_out_of_it(folder: Path) -> None:
+    """By a token that nobody could know, by an abort, and by neither."""
+    requests = [
+        make_request(str(i), range(i, 2 * i + 5), max_tokens=10, temperature=0.0, ignore_eos=False) for i in range(4)
+    ]
+    expected = answer(Model.load(folder), *requests)
+    ending = expected["1"].choices[0].token_ids[4]
+    expected = {
+        i: choice.token_ids[: choice.token_ids.index(ending) + 1 if ending in choice.token_ids else None]
+        for i, outcome in expected.items()
+        for choice in outcome.choices
+    }
+    core, _, _ = make_graph_core(Model.load(folder), max_num_sequences=4, eos_token_ids=[ending])
+    for request in requests:
+        core.submit(request)
+    for _ in range(3):
+        assert core.run(core.plan()) == []
+    assert [outcome.id for outcome in core.abort(["2"])] == ["2"]
+    late = make_request("late", range(40, 47), max_tokens=5, temperature=0.0)
+    core.submit(late)
+    answers = run_all(core)
+    assert core.num_steps < 3 + 10 + 5, "the late one ran beside the others"
+    assert {i: answers[i].choices[0].token_ids for i in ("0", "1", "3")} == {i: expected[i] for i in ("0", "1", "3")}
+    alone = answer(Model.load(folder), late)
+    assert answers["late"].choices[0].token_ids == alone["late"].choices[0].token_ids
 
 
 def test_a_row_that_is_not_finite_fails_its_own_request_alone(folder: Path) -> None:

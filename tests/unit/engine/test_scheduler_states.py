@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from pipeline.schemas.generation import GenerationParams
 from workers.engine.block_manager import BlockManager
-from workers.engine.scheduler import Scheduler
+from workers.engine.scheduler import Plan, Scheduler
 from workers.engine.sequence import Sequence
 
 
@@ -33,14 +33,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 4),
         max_num_sequences=st.integers(1, 5),
         step_tokens=st.integers(1, 12),
+        goes_ahead=st.booleans(),
     )
-    def start(self, num_blocks: int, block_size: int, max_num_sequences: int, step_tokens: int) -> None:
+    def start(
+        self, num_blocks: int, block_size: int, max_num_sequences: int, step_tokens: int, goes_ahead: bool
+    ) -> None:
         self.scheduler = Scheduler(
             BlockManager(num_blocks, block_size), max_num_sequences=max_num_sequences, step_tokens=step_tokens
         )
         self.capacity = num_blocks * block_size
         self.block_size = block_size
         self.step_tokens = step_tokens
+        self.goes_ahead = goes_ahead
+        self.ahead: Plan | None = None
         self.written: dict[int, tuple[str, tuple[int, ...]]] = {}
         self.alive: list[Sequence] = []
         self.num_submitted = 0
@@ -86,7 +91,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.step()
 
     def step(self) -> None:
-        plan = self.scheduler.schedule()
+        plan, self.ahead = self.settled() or self.scheduled(), None
         self.scheduler.check_integrity()
         self.seen["steps"] += 1
         self.seen["preemptions"] += len(plan.preempted)
@@ -97,29 +102,58 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence in plan.oversized:
             assert sequence.num_tokens > self.capacity
             self.alive.remove(sequence)
-        for entry in plan.scheduled:
-            for position in range(
-                entry.sequence.num_computed_tokens, entry.sequence.num_computed_tokens + entry.num_tokens
-            ):
-                self.written[self.slot(entry.sequence, position)] = self.content(entry.sequence, position)
-        for entry in plan.scheduled:
-            for position in range(entry.sequence.num_computed_tokens + entry.num_tokens):
-                found = self.written[self.slot(entry.sequence, position)]
-                assert found == self.content(entry.sequence, position), "a sequence reads what is not its own"
-        sampling = [entry.sequence for entry in plan.scheduled if entry.samples]
+        chosen = {entry.sequence: sum(entry.sequence.token_ids) % 2 for entry in plan.scheduled if entry.samples}
         self.scheduler.commit(plan)
         self.scheduler.check_integrity()
-        for sequence in sampling:
-            sequence.append(sum(sequence.token_ids) % 2)
-            if sequence.num_generated_tokens == sequence.params.max_tokens:
+        if self.goes_ahead and (ahead := self.scheduler.schedule_ahead(plan)) is not None:
+            self.seen["steps ahead"] += 1
+            self.compute(ahead, chosen)
+            self.ahead = ahead
+        self.scheduler.check_integrity()
+        for sequence, token_id in chosen.items():
+            sequence.append(token_id)
+            # Some end where nobody could know it before.
+            is_last = sequence.num_tokens % 11 == 0
+            if is_last or sequence.num_generated_tokens == sequence.params.max_tokens:
                 self.seen["finishes"] += 1
                 self.end(sequence)
+
+    def settled(self) -> Plan | None:
+        if self.ahead is None:
+            return None
+        self.seen["ended meanwhile"] += len(self.ahead.scheduled)
+        self.scheduler.settle(self.ahead)
+        self.seen["ended meanwhile"] -= len(self.ahead.scheduled)
+        assert self.ahead == Plan(scheduled=self.ahead.scheduled)
+        return self.ahead if self.ahead.scheduled else None
+
+    def scheduled(self) -> Plan:
+        plan = self.scheduler.schedule()
+        self.compute(plan, {})
+        return plan
+
+    def compute(self, plan: Plan, chosen: dict[Sequence, int]) -> None:
+        """Write the step's slots, and read all before them; `chosen` is what the scheduler does not know yet."""
+        known = {
+            entry.sequence: [*entry.sequence.token_ids, *([chosen[entry.sequence]] if chosen else [])]
+            for entry in plan.scheduled
+        }
+        for entry in plan.scheduled:
+            sequence, start = entry.sequence, entry.sequence.num_computed_tokens
+            for position in range(start, start + entry.num_tokens):
+                self.written[self.slot(sequence, position)] = self.content(sequence, known[sequence], position)
+        for entry in plan.scheduled:
+            sequence = entry.sequence
+            for position in range(sequence.num_computed_tokens + entry.num_tokens):
+                found = self.written[self.slot(sequence, position)]
+                expected = self.content(sequence, known[sequence], position)
+                assert found == expected, "a sequence reads what is not its own"
 
     def slot(self, sequence: Sequence, position: int) -> int:
         return sequence.block_table[position // self.block_size] * self.block_size + position % self.block_size
 
-    def content(self, sequence: Sequence, position: int) -> tuple[str, tuple[int, ...]]:
-        return sequence.cache_salt, tuple(sequence.token_ids[: position + 1])
+    def content(self, sequence: Sequence, token_ids: list[int], position: int) -> tuple[str, tuple[int, ...]]:
+        return sequence.cache_salt, tuple(token_ids[: position + 1])
 
     def end(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
@@ -149,5 +183,14 @@ def test_the_books_balance_after_each_of_many_steps() -> None:
     )
     seen = SchedulerMachine.seen
     assert seen["steps"] >= 5_000, seen
-    for event in ("arrivals", "finishes", "aborts", "preemptions", "oversized", "cache hits"):
+    for event in (
+        "arrivals",
+        "finishes",
+        "aborts",
+        "preemptions",
+        "oversized",
+        "cache hits",
+        "steps ahead",
+        "ended meanwhile",
+    ):
         assert seen[event] >= 20, seen
