@@ -140,7 +140,7 @@ def _lead(
         eos_token_ids={*config.eos_token_ids, *tokenizer.eos_token_ids},
         prefix_salt=config.prefix_salt,
         greatest=runner.greatest,
-        foresees=runner.foresees,
+        foreseen=runner.foreseen if isinstance(runner, GraphRunner) else None,
     )
     token_seconds = warm_up(core, config.context_length)
     if memory is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.layers.attention import StepMetadata
-from workers.engine.messages import Step
+from workers.engine.messages import Draw, Step
 
 #: Rows of the buffer of numbers.
 _TOKEN_ID, _POSITION, _SLOT = range(3)
@@ -28,9 +28,13 @@ class DecodeInputs:
         is_pinned = device.type == "cuda"
         self._numbers = torch.zeros((3, max_num_sequences), dtype=torch.int64, pin_memory=is_pinned)
         self._tables = torch.zeros((max_num_sequences, max_num_blocks), dtype=torch.int32, pin_memory=is_pinned)
+        self._temperatures = torch.zeros(max_num_sequences, dtype=torch.float32, pin_memory=is_pinned)
+        self._keys = torch.zeros((max_num_sequences, 2), dtype=torch.int32, pin_memory=is_pinned)
         self._numbers.numpy()[:] = _PADDING
         self._device_numbers = self._numbers.to(device, copy=True)
         self._device_tables = self._tables.to(device, copy=True)
+        self._device_temperatures = self._temperatures.to(device, copy=True)
+        self._device_keys = self._keys.to(device, copy=True)
         self._starts = torch.arange(max_num_sequences + 1, dtype=torch.int32, device=device)
         #: After the copies to the device: only then may what they read be written again.
         self._copied = torch.cuda.Event() if is_pinned else None  # type: ignore[no-untyped-call]
@@ -51,6 +55,8 @@ class DecodeInputs:
         numbers[_SLOT, :num] = blocks * self._block_size + positions % self._block_size
         numbers[:, num:size] = _PADDING
         self._device_numbers.copy_(self._numbers, non_blocking=True)
+        if step.draws:
+            self._fill_draws(step.draws)
         if self._copied is not None:
             self._copied.record()
 
@@ -70,6 +76,18 @@ class DecodeInputs:
             context_lengths=(self.positions(size) + 1).to(torch.int32),
             block_tables=self._device_tables[:size],
         )
+
+    def draws(self, num: int) -> tuple[Tensor, Tensor]:
+        """Temperatures [num] float32, 0 where nothing is drawn, and keys [num, 2] int32 of the first rows."""
+        return self._device_temperatures[:num], self._device_keys[:num]
+
+    def _fill_draws(self, draws: list[Draw]) -> None:
+        temperatures, firsts, seconds = zip(*draws, strict=True)
+        num = len(draws)
+        self._temperatures.numpy()[:num] = temperatures
+        self._keys.numpy()[:num] = np.column_stack((firsts, seconds))
+        self._device_temperatures.copy_(self._temperatures, non_blocking=True)
+        self._device_keys.copy_(self._keys, non_blocking=True)
 
     def _fill_tables(self, tables: list[list[int]]) -> None:
         changed = [row for row, table in enumerate(tables) if self._held[row] != table]

@@ -18,7 +18,7 @@ from workers.engine.messages import Step
 from workers.engine.meter import Meter, Moments
 from workers.engine.model_runner import make_step
 from workers.engine.request_state import RequestState
-from workers.engine.sampler import sample
+from workers.engine.sampler import Sample, sample
 from workers.engine.scheduler import Plan, Scheduler
 from workers.engine.sequence import Sequence
 
@@ -34,8 +34,15 @@ class _StartedStep:
     #: Those that sample, as they were when it was started: each has a row of the logits.
     sampling: list[Sequence]
     logits: Tensor
-    #: Whether the next step can be started without a look at what this one chose.
-    is_foreseen: bool
+    #: What it chose, where the next step can be started without a look at that.
+    foreseen: Callable[[], Tensor] | None
+
+    def samples(self, greatest: Callable[[Tensor], Tensor]) -> list[Sample | None]:
+        """As `sample` has them."""
+        if self.foreseen is None:
+            return sample(self.logits, self.sampling, greatest)
+        token_ids: list[int] = self.foreseen().tolist()
+        return [Sample(token_id) if token_id >= 0 else None for token_id in token_ids]
 
 
 class EngineCore:
@@ -53,14 +60,15 @@ class EngineCore:
         eos_token_ids: Collection[int],
         prefix_salt: Callable[[int], str] = lambda num_prompt_tokens: "",
         greatest: Callable[[Tensor], Tensor] = PLAIN.greatest,
-        foresees: Callable[[Step], bool] = lambda step: False,
+        foreseen: Callable[[Tensor], Callable[[], Tensor] | None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`run_model` gives the logits of a step's sampling sequences, [sequences, vocab_size] float32.
 
         `prefix_salt` keeps apart prompts, by their length, whose equal prefixes the model computes differently.
-        `greatest` is that of the decoder's kernels. Where the model `foresees` a step, the next one may be started
-        before the tokens of this one are looked at, so that a device computes while its host works.
+        `greatest` is that of the decoder's kernels. `foreseen` is for a model that may have chosen a step's tokens by
+        itself (see `GraphRunner.foreseen`): the next step is then started before anybody looks at them, so that a
+        device computes while its host works.
         """
         self.scheduler = scheduler
         self.num_steps = 0
@@ -69,7 +77,7 @@ class EngineCore:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._prefix_salt = prefix_salt
         self._greatest = greatest
-        self._foresees = foresees
+        self._foreseen = foreseen
         self._clock = clock
         self._requests: dict[str, RequestState] = {}
         self._due: dict[str, RequestState] = {}
@@ -181,7 +189,7 @@ class EngineCore:
         self._ahead = self._start_next(step)
         wanted = {entry.sequence for entry in plan.scheduled}
         ended: list[tuple[RequestState, str | None, str | None]] = []
-        for sequence, next_token in zip(step.sampling, sample(step.logits, step.sampling, self._greatest), strict=True):
+        for sequence, next_token in zip(step.sampling, step.samples(self._greatest), strict=True):
             if sequence not in wanted:  # it ended after the step was started
                 continue
             state = self._requests[sequence.request_id]
@@ -204,13 +212,13 @@ class EngineCore:
         return ended
 
     def _start(self, plan: Plan, rows: Mapping[Sequence, int] | None = None) -> _StartedStep:
-        step = make_step(plan, rows)
         sampling = [entry.sequence for entry in plan.scheduled if entry.samples]
-        return _StartedStep(plan, sampling, self._run_model(step), self._foresees(step))
+        logits = self._run_model(make_step(plan, rows, with_draws=self._foreseen is not None))
+        return _StartedStep(plan, sampling, logits, self._foreseen(logits) if self._foreseen is not None else None)
 
     def _start_next(self, step: _StartedStep) -> _StartedStep | None:
         """Start the step after this one, if nothing but its tokens is open."""
-        if not step.is_foreseen or (ahead := self.scheduler.schedule_ahead(step.plan)) is None:
+        if step.foreseen is None or (ahead := self.scheduler.schedule_ahead(step.plan)) is None:
             return None
         return self._start(ahead, {sequence: row for row, sequence in enumerate(step.sampling)})
 

@@ -17,6 +17,7 @@ from models.rope import RopeType
 from workers.engine.decode_inputs import DecodeInputs
 from workers.engine.messages import Step
 from workers.engine.model_runner import ModelRunner
+from workers.engine.sampler import MIN_TEMPERATURE, draw
 
 #: Logits [size, vocab_size] float32, and the greatest of each row [size] int64 (-1 where one is not finite).
 Decoded = tuple[Tensor, Tensor]
@@ -54,26 +55,31 @@ class CudaRecorder:
 
 
 class _Choice:
-    """What a recorded step chose, on its way to the host."""
+    """What a recorded step chose, on its way to the host: the greatest logits' tokens, or those that were drawn."""
 
     def __init__(self, max_num_sequences: int, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
-        self._greatest = torch.zeros(max_num_sequences, dtype=torch.int64, pin_memory=is_cuda)
+        self._token_ids = torch.zeros(max_num_sequences, dtype=torch.int64, pin_memory=is_cuda)
         self._arrived = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
         #: From which it was chosen.
         self.logits = torch.empty(0)
+        #: Whether that is what the step asked for: it may ask for more than a runner knows of.
+        self.is_final = False
+        self.is_drawn = False
 
-    def fetch(self, logits: Tensor, greatest: Tensor) -> None:
+    def fetch(self, step: Step, logits: Tensor, token_ids: Tensor) -> None:
         self.logits = logits
-        self._greatest[: len(greatest)].copy_(greatest, non_blocking=True)
+        self.is_drawn = bool(step.draws)
+        self.is_final = step.is_plain or self.is_drawn
+        self._token_ids[: len(token_ids)].copy_(token_ids, non_blocking=True)
         if self._arrived is not None:
             self._arrived.record()
 
-    def greatest(self) -> Tensor:
-        """A row per row of `logits`, as soon as the step has ended."""
+    def token_ids(self) -> Tensor:
+        """[rows] int64 on the host, -1 where logits are not finite, as soon as the step has ended."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return self._greatest[: len(self.logits)]
+        return self._token_ids[: len(self.logits)]
 
 
 class GraphRunner(ModelRunner):
@@ -115,21 +121,34 @@ class GraphRunner(ModelRunner):
         num = len(step.token_ids)
         size = next(size for size in self._sizes if size >= num)
         self._inputs.fill(step, size)
-        logits, greatest = self._recorded[size]()
+        logits, greatest = (rows[:num] for rows in self._recorded[size]())
         self._choices.rotate(-1)
-        self._choices[-1].fetch(logits[:num], greatest[:num])
-        return self._choices[-1].logits
+        self._choices[-1].fetch(step, logits, self._draw(logits, greatest) if step.draws else greatest)
+        return logits
 
-    def foresees(self, step: Step) -> bool:
-        """As ModelRunner's: where the greatest logits are all that is chosen by, the device has it already."""
-        return step.is_plain and self._is_recorded(step)
+    def foreseen(self, logits: Tensor) -> Callable[[], Tensor] | None:
+        """The tokens of what `run` returned, if they are chosen already and the next step may be run meanwhile.
+
+        [rows] int64 on the host, -1 where logits are not finite; asking for them waits for the step to end.
+        """
+        choice = self._choice(logits)
+        return choice.token_ids if choice is not None and choice.is_final else None
 
     def greatest(self, logits: Tensor) -> Tensor:
-        """As `Kernels.greatest`; of the last two recorded steps on the host, and already computed."""
-        for choice in self._choices:
-            if choice.logits is logits:
-                return choice.greatest()
-        return super().greatest(logits)
+        """As `Kernels.greatest`; of a recorded step on the host, and already computed."""
+        choice = self._choice(logits)
+        return super().greatest(logits) if choice is None or choice.is_drawn else choice.token_ids()
+
+    def _choice(self, logits: Tensor) -> _Choice | None:
+        return next((choice for choice in self._choices if choice.logits is logits), None)
+
+    def _draw(self, logits: Tensor, greatest: Tensor) -> Tensor:
+        """Token ids [rows], for the next step, too."""
+        temperatures, keys = self._inputs.draws(len(logits))
+        drawn = draw(logits, temperatures.clamp(min=MIN_TEMPERATURE), keys)
+        chosen = torch.where((temperatures > 0) & (greatest >= 0), drawn, greatest)
+        self._chosen[: len(chosen)].copy_(chosen.clamp(min=0))
+        return chosen
 
     def _is_recorded(self, step: Step) -> bool:
         num = len(step.token_ids)

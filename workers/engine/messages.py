@@ -107,6 +107,10 @@ class Allocate(Message, frozen=True, kw_only=True):
     num_blocks: int
 
 
+#: What a token is drawn by: the temperature, 0 where the likeliest is taken, and the two numbers of a `draw_key`.
+Draw = tuple[float, int, int]
+
+
 class Step(Message, frozen=True, kw_only=True):
     """One step of the model; every rank runs the same. Lists but `token_ids` have one entry per sequence."""
 
@@ -123,6 +127,8 @@ class Step(Message, frozen=True, kw_only=True):
     samples: list[bool]
     #: Whether the likeliest token is all that is wanted of every row.
     is_plain: bool = False
+    #: For each sequence, of a step whose rows are decided by this alone; else empty, and where nobody would use it.
+    draws: list[Draw] = []
 
 
 ToRank = Start | Submit | Abort | Shutdown

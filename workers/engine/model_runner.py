@@ -15,17 +15,18 @@ from torch import Tensor
 from models.decoder import Decoder
 from models.layers.attention import KVCache, StepMetadata
 from workers.engine.cache_memory import CacheMemory
-from workers.engine.messages import Channel, FromFollower, Shutdown, Step, ToFollower, encode
-from workers.engine.sampler import is_plain
+from workers.engine.messages import Channel, Draw, FromFollower, Shutdown, Step, ToFollower, encode
+from workers.engine.sampler import draw_of, is_plain
 from workers.engine.scheduler import Plan
 from workers.engine.sequence import Sequence
 
 
-def make_step(plan: Plan, rows: Mapping[Sequence, int] | None = None) -> Step:
+def make_step(plan: Plan, rows: Mapping[Sequence, int] | None = None, *, with_draws: bool = False) -> Step:
     """The plan in numbers, as the ranks need it.
 
     `rows` is for a plan that was made ahead: the rows in which the step before chooses the sequences' tokens.
     """
+    is_plain_step = all(is_plain(entry.sequence) for entry in plan.scheduled if entry.samples)
     token_ids: list[int] = []
     context_lengths: list[int] = []
     for entry in plan.scheduled:
@@ -42,8 +43,21 @@ def make_step(plan: Plan, rows: Mapping[Sequence, int] | None = None) -> Step:
         prompt_lengths=[entry.sequence.num_prompt_tokens for entry in plan.scheduled],
         block_tables=[entry.sequence.block_table for entry in plan.scheduled],
         samples=[entry.samples for entry in plan.scheduled],
-        is_plain=all(is_plain(entry.sequence) for entry in plan.scheduled if entry.samples),
+        is_plain=is_plain_step,
+        draws=_draws(plan, context_lengths) if with_draws and not is_plain_step else [],
     )
+
+
+def _draws(plan: Plan, context_lengths: list[int]) -> list[Draw]:
+    """Those of all rows, or none."""
+    draws: list[Draw] = []
+    for entry, context_length in zip(plan.scheduled, context_lengths, strict=True):
+        # Not by the tokens that are known: of a plan that was made ahead, one is missing.
+        position = context_length - entry.sequence.num_prompt_tokens
+        if not entry.samples or (draw := draw_of(entry.sequence, position)) is None:
+            return []
+        draws.append(draw)
+    return draws
 
 
 class ModelRunner:
@@ -95,10 +109,6 @@ class ModelRunner:
             return self._known[0]
         logits: Tensor = self._decoder.logits(hidden)
         return logits
-
-    def foresees(self, step: Step) -> bool:
-        """Whether the step after this one can be started before anybody knows what this one chose."""
-        return False
 
     def greatest(self, logits: Tensor) -> Tensor:
         """As `Kernels.greatest`, of what `run` returned."""

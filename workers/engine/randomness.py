@@ -7,7 +7,6 @@ number is a hash of (seed, choice, position, token), so that a request repeats w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,10 +21,13 @@ def draw_key(seed: int, choice: int, position: int) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little", signed=True), int.from_bytes(digest[4:], "little", signed=True)
 
 
-def exponentials(keys: Sequence[tuple[int, int]], vocab_size: int, device: torch.device) -> Tensor:
-    """Independent draws from the exponential distribution of rate 1, [rows, vocab_size] float32, one row per key."""
-    first, second = torch.tensor(keys, dtype=torch.int32, device=device).unsqueeze(-1).unbind(1)  # [rows, 1] each
-    bits = torch.arange(vocab_size, dtype=torch.int32, device=device).unsqueeze(0) ^ first
+def exponentials(keys: Tensor, vocab_size: int) -> Tensor:
+    """Independent draws from the exponential distribution of rate 1, [rows, vocab_size] float32.
+
+    `keys` [rows, 2] int32: a `draw_key` for each row.
+    """
+    first, second = keys.unsqueeze(-1).unbind(1)  # [rows, 1] each
+    bits = torch.arange(vocab_size, dtype=torch.int32, device=keys.device).unsqueeze(0) ^ first
     bits = _mix(_mix(bits) + second)
     # The smallest draws decide who wins a race: float32 keeps small numbers apart from each other, where it would round
     # those close to 1 together, and so does log1p.

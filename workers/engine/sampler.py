@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.kernels.interface import PLAIN
+from workers.engine.messages import Draw
 from workers.engine.randomness import draw_key, exponentials
 from workers.engine.sequence import Sequence
 
@@ -59,6 +60,26 @@ def is_plain(sequence: Sequence) -> bool:
     )
 
 
+def draw_of(sequence: Sequence, position: int) -> Draw | None:
+    """What alone decides the token at `position` of the answer; None where more does, or more than it is asked for."""
+    if is_plain(sequence):
+        return 0.0, 0, 0
+    params = sequence.params
+    if _is_truncated(sequence) or params.logit_bias or sequence.has_penalties or params.logprobs is not None:
+        return None
+    return max(params.temperature, MIN_TEMPERATURE), *draw_key(sequence.seed, sequence.index, position)
+
+
+def draw(logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:
+    """Token ids [rows] by an exponential race: the token with the least draw / probability wins.
+
+    logits [rows, vocab_size] and temperatures [rows] float32, above 0; keys [rows, 2] int32. Unlike a search in
+    cumulated probabilities it looks at each token by itself: rounding that shifts a probability by a millionth changes
+    about one draw in a million.
+    """
+    return _race(_scale(logits, temperatures), keys)
+
+
 def _choose(logits: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
     adjusted = _adjust(logits, sequences)
     chosen = adjusted.argmax(dim=-1)
@@ -93,22 +114,27 @@ def _adjust(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
 
 
 def _draw(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    """Token ids [rows] by an exponential race: the token with the least draw / probability wins.
-
-    Unlike a search in cumulated probabilities it looks at each token by itself: rounding that shifts a probability
-    by a millionth changes about one draw in a million.
-    """
-    temperatures = torch.tensor([[sequence.params.temperature] for sequence in sequences], device=logits.device)
-    scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperatures
-    truncated = [
-        row for row, sequence in enumerate(sequences) if sequence.params.top_p < 1 or sequence.params.top_k > 0
-    ]
+    """As `draw`, of what top_k and top_p leave."""
+    scaled = _scale(logits, torch.tensor([sequence.params.temperature for sequence in sequences], device=logits.device))
+    truncated = [row for row, sequence in enumerate(sequences) if _is_truncated(sequence)]
     if truncated:
         at = _index(truncated, logits)
         scaled[at] = _truncate(scaled[at], [sequences[row] for row in truncated])
     keys = [draw_key(sequence.seed, sequence.index, sequence.num_generated_tokens) for sequence in sequences]
+    return _race(scaled, torch.tensor(keys, dtype=torch.int32, device=logits.device))
+
+
+def _scale(logits: Tensor, temperatures: Tensor) -> Tensor:
+    return (logits - logits.max(dim=-1, keepdim=True).values) / temperatures.unsqueeze(-1)
+
+
+def _race(scaled: Tensor, keys: Tensor) -> Tensor:
     # argmin(draw / probability), taken in logarithms, where nothing underflows.
-    return (scaled - exponentials(keys, logits.shape[-1], logits.device).log_()).argmax(dim=-1)
+    return (scaled - exponentials(keys, scaled.shape[-1]).log_()).argmax(dim=-1)
+
+
+def _is_truncated(sequence: Sequence) -> bool:
+    return sequence.params.top_p < 1 or sequence.params.top_k > 0
 
 
 def _truncate(scaled: Tensor, sequences: Rows[Sequence]) -> Tensor:

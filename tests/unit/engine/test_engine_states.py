@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
 from tokenizer_folders import byte_level
 from torch import Tensor
 
+from models.kernels.interface import PLAIN
 from pipeline.schemas.generation import GenerationParams
 from pipeline.tokenization import Tokenizer
 from workers.backends.protocol import EngineRequest, Outcome, OutcomeStatus
@@ -94,7 +96,7 @@ class EngineMachine(RuleBasedStateMachine):
             scheduler=Scheduler(blocks, max_num_sequences=max_num_sequences, step_tokens=step_tokens),
             tokenizer=self.tokenizer,
             eos_token_ids={EOS},
-            foresees=lambda step: is_foreseen,
+            foreseen=(lambda logits: partial(PLAIN.greatest, logits)) if is_foreseen else None,
         )
         self.is_foreseen = is_foreseen
         self.capacity = blocks.num_tokens

@@ -185,7 +185,7 @@ def test_a_row_that_is_not_finite_has_no_token_and_changes_no_other(bad: float, 
 
 def test_draws_of_many_keys_are_exponential_and_uncorrelated() -> None:
     keys = [draw_key(seed, 0, 0) for seed in range(500)]
-    draws = exponentials(keys, 1000, CPU).double()
+    draws = exponentials(torch.tensor(keys, dtype=torch.int32), 1000).double()
     assert float(draws.mean()) == pytest.approx(1.0, abs=0.01)
     assert float(draws.var()) == pytest.approx(1.0, abs=0.03)
     assert float((draws > 3).double().mean()) == pytest.approx(math.exp(-3), abs=0.002)
@@ -197,6 +197,7 @@ def test_draws_of_many_keys_are_exponential_and_uncorrelated() -> None:
 
 
 def test_draws_are_positive_and_finite_for_a_large_vocabulary() -> None:
-    draws = exponentials([draw_key(seed, 1, 2) for seed in range(8)], 200_000, CPU)
+    keys = [draw_key(seed, 1, 2) for seed in range(8)]
+    draws = exponentials(torch.tensor(keys, dtype=torch.int32), 200_000)
     assert bool((draws > 0).all())
     assert bool(draws.isfinite().all())
