@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from benchmarks.gemm_methods import Method, Multiply, methods
 from benchmarks.gemm_times import GRID, GemmTimes
@@ -29,6 +31,11 @@ from models.config import ModelConfig
 #: Each number of rows is measured in so many passes at least, and for so long, in seconds; medians count.
 _MIN_PASSES = 5
 _MIN_SECONDS = 0.4
+#: After so many seconds no further pass begins, be they fewer.
+_MAX_SECONDS = 30.0
+#: A method that takes so many times as long as another for one matrix is not measured with that number of rows: where
+#: there are no instructions for bfloat16, some would take minutes to be found the slowest.
+_GIVEN_UP_AT = 4.0
 #: A cache that holds what is read would be measured instead of the memory.
 _STREAM_BYTES = 2**30
 
@@ -37,7 +44,10 @@ def measure(config: ModelConfig, rows: Mapping[str, Sequence[int]], quantize: st
     """`rows` by matrix name; a matrix without any is left out."""
     torch.manual_seed(0)
     shapes = [matrix for matrix in matrices(config) if rows.get(matrix.name)]
-    return GemmTimes({method.name: _measure_method(method, shapes, rows) for method in methods(quantize)})
+    times = GemmTimes({})
+    for method in methods(quantize):
+        times = GemmTimes({**times.by_method, method.name: _measure_method(method, shapes, rows, times)})
+    return times
 
 
 def measure_bandwidth() -> dict[str, float]:
@@ -52,8 +62,9 @@ def measure_bandwidth() -> dict[str, float]:
 
 
 def _measure_method(
-    method: Method, shapes: Sequence[Matrix], rows: Mapping[str, Sequence[int]]
+    method: Method, shapes: Sequence[Matrix], rows: Mapping[str, Sequence[int]], others: GemmTimes
 ) -> dict[str, dict[int, float]]:
+    """Seconds by matrix and rows; infinite where the method was given up."""
     times: dict[str, dict[int, float]] = {matrix.name: {} for matrix in shapes}
     weights = [
         (matrix, torch.randn(matrix.outputs, matrix.inputs, dtype=torch.bfloat16) * 0.02)
@@ -65,6 +76,10 @@ def _measure_method(
             prepared.clear()
             prepared += [(matrix, method.prepare(weight, num_rows)) for matrix, weight in weights]
         wanted = [(matrix, multiply) for matrix, multiply in prepared if num_rows in rows[matrix.name]]
+        if _is_hopeless(*wanted[0], num_rows, method, others):
+            for matrix, _ in wanted:
+                times[matrix.name][num_rows] = math.inf
+            continue
         for name, seconds in _measure_rows(wanted, num_rows, method).items():
             times[name][num_rows] = seconds
     return times
@@ -77,16 +92,30 @@ def _in_order(shapes: Sequence[Matrix]) -> list[Matrix]:
 
 
 @torch.inference_mode()
+def _is_hopeless(matrix: Matrix, multiply: Multiply, num_rows: int, method: Method, others: GemmTimes) -> bool:
+    if not others.by_method:
+        return False
+    inputs = _inputs(matrix, num_rows, method)
+    multiply(inputs)  # the first one warms up
+    return _best_seconds(lambda: multiply(inputs), num_rounds=1) > _GIVEN_UP_AT * others.seconds(matrix.name, num_rows)
+
+
+def _inputs(matrix: Matrix, num_rows: int, method: Method) -> Tensor:
+    return method.convert(torch.randn(num_rows, matrix.inputs).to(torch.bfloat16))
+
+
+@torch.inference_mode()
 def _measure_rows(prepared: Sequence[tuple[Matrix, Multiply]], num_rows: int, method: Method) -> dict[str, float]:
     """Seconds of one multiplication of each matrix: the median over passes of the mean over its weights."""
-    inputs = {
-        matrix.name: method.convert(torch.randn(num_rows, matrix.inputs).to(torch.bfloat16)) for matrix, _ in prepared
-    }
+    inputs = {matrix.name: _inputs(matrix, num_rows, method) for matrix, _ in prepared}
     counts = {name: sum(matrix.name == name for matrix, _ in prepared) for name in inputs}
     passes: dict[str, list[float]] = {name: [] for name in inputs}
     began = time.perf_counter()
     num_passes = 0
-    while num_passes <= _MIN_PASSES or time.perf_counter() - began < _MIN_SECONDS:
+    while num_passes <= 1 or (
+        (elapsed := time.perf_counter() - began) < _MAX_SECONDS
+        and (num_passes <= _MIN_PASSES or elapsed < _MIN_SECONDS)
+    ):
         seconds = dict.fromkeys(inputs, 0.0)
         for matrix, multiply in prepared:
             before = time.perf_counter()
@@ -117,7 +146,7 @@ def table(config: ModelConfig, times: GemmTimes) -> Table:
         for method, measured in times.by_method.items():
             rates = [
                 f"{2e-9 * rows * matrix.inputs * matrix.outputs / measured[matrix.name][rows]:,.0f}"
-                if rows in measured[matrix.name]
+                if measured[matrix.name].get(rows, math.inf) < math.inf
                 else ""
                 for rows in GRID
             ]

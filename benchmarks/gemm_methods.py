@@ -31,12 +31,11 @@ def methods(quantize: str | None) -> list[Method]:
     kernels = cpu_kernels(torch.bfloat16, is_quantised=quantize == "int8")
     ours = [] if kernels is None else [Method("ours", lambda weight, rows: kernels.projection(weight, None))]
     if quantize == "int8":
-        return [Method("oneDNN u8s8", _prepare_u8s8, convert=_to_u8), *ours]
-    return [
-        Method("F.linear", lambda weight, rows: lambda inputs: functional.linear(inputs, weight)),
-        Method("oneDNN prepacked", _prepare_packed, depends_on_rows=True),
-        *ours,
-    ]
+        return [*ours, Method("oneDNN u8s8", _prepare_u8s8, convert=_to_u8)]
+    torch_alone = Method("F.linear", lambda weight, rows: lambda inputs: functional.linear(inputs, weight))
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # then it refuses to pack
+        return [*ours, torch_alone]
+    return [*ours, torch_alone, Method("oneDNN prepacked", _prepare_packed, depends_on_rows=True)]
 
 
 def _prepare_packed(weight: Tensor, rows: int) -> Multiply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ _MAX_EXACT = 12
 
 @dataclass(frozen=True)
 class GemmTimes:
-    """Of one multiplication each: method -> matrix name -> rows -> seconds."""
+    """Of one multiplication each: method -> matrix name -> rows -> seconds, infinite where nobody waited for it."""
 
     by_method: Mapping[str, Mapping[str, Mapping[int, float]]]
 
@@ -53,5 +54,7 @@ def _interpolate(times: Mapping[int, float], rows: int) -> float:
     if index == 0 or measured[index] == rows:
         return above
     low, high = measured[index - 1], measured[index]
+    if math.inf in (times[low], times[high]):
+        return above
     share = (rows - low) / (high - low)
     return min(above, times[low] + share * (times[high] - times[low]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_between_measured_rows_the_time_is_interpolated_and_beyond_them_it_grows
 def test_fewer_rows_never_take_longer_than_more() -> None:
     times = GemmTimes({"only": {"body": {16: 4.0, 32: 3.0}}})
     assert times.seconds("body", 16) == 3.0
+
+
+def test_a_method_counts_neither_where_it_was_given_up_nor_next_to_that() -> None:
+    times = GemmTimes({"slow": {"body": {1: 1.0, 64: math.inf}}, "other": {"body": {1: 2.0, 64: 90.0}}})
+    assert times.seconds("body", 1) == 1.0
+    assert times.seconds("body", 64) == 90.0
+    assert times.seconds("body", 32) == pytest.approx(2.0 + 88.0 * 31 / 63)
+    assert times.seconds("body", 128) == 180.0
 
 
 def test_few_numbers_of_rows_are_measured_as_they_are_and_many_by_a_grid_around_them() -> None:
