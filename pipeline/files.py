@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.jobs.lines import stream_view
 from pipeline.paging import Page, read_page
 from pipeline.tables import Batch, BatchStatus, DroppedBatch, File
+from pipeline.tenancy.keys import Principal, check_still_valid
 from pipeline.tenancy.scopes import is_in_project
 from pipeline.tenancy.tenants import default_project_id
 
@@ -104,15 +105,17 @@ def list_files(
     )
 
 
-def delete_file(session: Session, tenant_id: str, file_id: str, *, project_id: str | None = None) -> None:
+def delete_file(session: Session, caller: Principal, file_id: str) -> None:
     """Delete a file and its blob; the lines behind an output or error file stay with their batch.
 
     The blob goes first: if the commit then fails, deleting again finishes the work, and nothing is left over in secret.
-    Raises FileNotFoundForTenantError, FileInUseError, StorageError.
+    Raises InvalidKeyError, FileNotFoundForTenantError, FileInUseError, StorageError.
     """
+    is_theirs = is_in_project(File, caller.tenant_id, caller.project_id)
     file = session.execute(
-        select(File).where(is_in_project(File, tenant_id, project_id), File.id == file_id, _is_live()).with_for_update()
+        select(File).where(is_theirs, File.id == file_id, _is_live()).with_for_update()
     ).scalar_one_or_none()
+    check_still_valid(session, caller)  # what is gone with the blob comes back with no transaction
     if file is None:
         raise FileNotFoundForTenantError
     is_unread = Batch.status == BatchStatus.VALIDATING

@@ -228,13 +228,18 @@ def inherit_budgets(session: Session, tenant_id: str, *, old_key_id: str, new_ke
 
 def remove_budget(session: Session, budget_id: str, *, actor: str | None = None) -> Budget:
     """Batches that it has paused go on. Raises UserError where there is none."""
-    budget = session.get(Budget, budget_id)
-    if budget is None or budget.batch_id is not None:
-        raise UserError(f"There is no budget {budget_id!r}. `ryzanstein budgets list` shows those that there are.")
-    _lock_what_goes_with(session, budget)
+    _lock_what_goes_with(session, _find_removable(session, budget_id))
+    budget = _find_removable(session, budget_id)  # another operator may have been waited for
     session.delete(budget)
     session.flush()
     _log(session, "budget.remove", budget_id, budget.amount, budget.currency, budget.is_hard, actor)
+    return budget
+
+
+def _find_removable(session: Session, budget_id: str) -> Budget:
+    budget = session.get(Budget, budget_id, populate_existing=True)
+    if budget is None or budget.batch_id is not None:
+        raise UserError(f"There is no budget {budget_id!r}. `ryzanstein budgets list` shows those that there are.")
     return budget
 
 

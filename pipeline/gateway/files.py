@@ -168,7 +168,7 @@ def retrieve_file(caller: FilesReader, file_id: str) -> FileObject:
 def remove_file(caller: FilesWriter, file_id: str) -> FileDeleted:
     """Delete a file. 409 while a batch has still to read it."""
     with transaction() as session, _explained(file_id):
-        delete_file(session, caller.tenant_id, file_id, project_id=caller.project_id)
+        delete_file(session, caller, file_id)
     return FileDeleted(id=file_id)
 
 

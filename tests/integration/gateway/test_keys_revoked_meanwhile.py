@@ -16,6 +16,7 @@ from pipeline.settings import PREFIX, get_settings
 #: Calls, of POST unless they say so; the table that each waits for, and what must be as before.
 CALLS = {
     "files": ("files", "SELECT count(*) FROM files"),
+    "DELETE files/{unused}": ("files", "SELECT count(*) FROM files WHERE deleted_at IS NULL"),
     "batches": ("files", "SELECT count(*) FROM batches"),
     "batches/quote": ("files", "SELECT count(*) FROM quotes"),
     "batches/{batch}/cancel": ("batches", "SELECT status FROM batches ORDER BY id"),
@@ -44,7 +45,9 @@ def things(acme: Tenant, database: Engine, settings_env: pytest.MonkeyPatch, tmp
     settings_env.setenv(f"{PREFIX}SIGNING_KEY_FILE", str(tmp_path / "signing_key.pem"))
     get_settings.cache_clear()
     seed_model(database)
-    made = {"file": acme.client.files.create(file=("in.jsonl", b"{}\n"), purpose="batch").id}
+    made = {
+        name: acme.client.files.create(file=("in.jsonl", b"{}\n"), purpose="batch").id for name in ("file", "unused")
+    }
     for name in ("batch", "paused"):
         body = {"input_file_id": made["file"], "endpoint": "/v1/completions", "completion_window": "24h"}
         made[name] = acme.http.post("/v1/batches", json=body).json()["id"]
@@ -83,3 +86,5 @@ def test_a_call_that_waits_while_its_key_is_revoked_leaves_nothing(
 
     assert (response.status_code, error_of(response)["code"]) == (401, "invalid_api_key")
     assert sql(database, kept) == before
+    sql(database, "UPDATE api_keys SET revoked_at = NULL")
+    assert acme.client.files.content(things["unused"]).read() == b"{}\n"

@@ -17,6 +17,7 @@ from pipeline.billing.budgets import Scope, alert_budgets, list_budgets, make_pr
 from pipeline.billing.credits import grant_credit
 from pipeline.billing.rate_cards import add_rate_card
 from pipeline.celery import GENERATE
+from pipeline.errors import UserError
 from pipeline.jobs import sweeping
 from pipeline.jobs.audit import audit
 from pipeline.jobs.claiming import ClaimedSlice, claim_slice, load_requests, return_slice
@@ -313,6 +314,17 @@ def test_a_budget_is_removed_beside_a_slice_that_is_given_back(bench: Bench) -> 
         assert returning.result()
         removing.result()
     assert sql(bench.engine, "SELECT status FROM slices") == [("pending",)]
+
+
+def test_of_two_who_remove_a_budget_at_once_the_second_is_told_that_there_is_none(bench: Bench) -> None:
+    budget_id = budget(bench, Decimal(1))
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(bench.engine) as session:
+            remove_budget(session, budget_id)
+            second = pool.submit(remove, bench, budget_id)
+            wait_for_a_lock(bench, second)
+        with pytest.raises(UserError, match="There is no budget"):
+            second.result()
 
 
 def remove(bench: Bench, budget_id: str) -> None:
