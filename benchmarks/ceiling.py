@@ -31,10 +31,10 @@ from models.config import ModelConfig
 #: Each number of rows is measured in so many passes at least, and for so long, in seconds; medians count.
 _MIN_PASSES = 5
 _MIN_SECONDS = 0.4
-#: After so many seconds no further pass begins, be they fewer.
+#: After so many seconds, and one measured pass, no further one begins.
 _MAX_SECONDS = 30.0
-#: A method that takes so many times as long as another for one matrix is not measured with that number of rows: where
-#: there are no instructions for bfloat16, some would take minutes to be found the slowest.
+#: A method that takes so many times as long as another for a matrix by itself, at the best of three, is not measured
+#: with that number of rows: where there are no instructions for bfloat16, some would take minutes to be found slowest.
 _GIVEN_UP_AT = 4.0
 #: A cache that holds what is read would be measured instead of the memory.
 _STREAM_BYTES = 2**30
@@ -76,10 +76,10 @@ def _measure_method(
             prepared.clear()
             prepared += [(matrix, method.prepare(weight, num_rows)) for matrix, weight in weights]
         wanted = [(matrix, multiply) for matrix, multiply in prepared if num_rows in rows[matrix.name]]
-        if _is_hopeless(*wanted[0], num_rows, method, others):
-            for matrix, _ in wanted:
+        for matrix, multiply in dict(wanted).items():
+            if _is_hopeless(matrix, multiply, num_rows, method, others):
                 times[matrix.name][num_rows] = math.inf
-            continue
+        wanted = [(matrix, multiply) for matrix, multiply in wanted if num_rows not in times[matrix.name]]
         for name, seconds in _measure_rows(wanted, num_rows, method).items():
             times[name][num_rows] = seconds
     return times
@@ -97,7 +97,7 @@ def _is_hopeless(matrix: Matrix, multiply: Multiply, num_rows: int, method: Meth
         return False
     inputs = _inputs(matrix, num_rows, method)
     multiply(inputs)  # the first one warms up
-    return _best_seconds(lambda: multiply(inputs), num_rounds=1) > _GIVEN_UP_AT * others.seconds(matrix.name, num_rows)
+    return _best_seconds(lambda: multiply(inputs), num_rounds=3) > _GIVEN_UP_AT * others.seconds(matrix.name, num_rows)
 
 
 def _inputs(matrix: Matrix, num_rows: int, method: Method) -> Tensor:

@@ -38,7 +38,7 @@ class _StartedStep:
     foreseen: Callable[[], Tensor] | None
 
     def samples(self, greatest: Callable[[Tensor], Tensor]) -> list[Sample | None]:
-        """As `sample` has them."""
+        """The next token of each of `sampling`, None where its logits are not finite. Waits for the step."""
         if self.foreseen is None:
             return sample(self.logits, self.sampling, greatest)
         token_ids: list[int] = self.foreseen().tolist()
@@ -46,7 +46,7 @@ class _StartedStep:
 
 
 class EngineCore:
-    """Holds requests from `submit` to their outcome, and runs one step at a time: `plan`, then `run`.
+    """Holds requests from `submit` to their outcome, and runs step after step: `plan`, then `run`.
 
     Every request was checked before it is submitted: token ids in the vocabulary, lengths within the context.
     """
@@ -138,7 +138,7 @@ class EngineCore:
         return [state.take_progress() for state in due.values()]
 
     def plan(self) -> Plan:
-        """What the next step computes."""
+        """What the next step computes, which may be under way."""
         self._planned_at = self._clock()
         if self._ahead is not None:
             self.scheduler.settle(self._ahead.plan)

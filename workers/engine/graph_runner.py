@@ -54,7 +54,7 @@ class CudaRecorder:
         return replay
 
 
-class _Choice:
+class _ChosenTokens:
     """What a recorded step chose, on its way to the host: the greatest logits' tokens, or those that were drawn."""
 
     def __init__(self, max_num_sequences: int, device: torch.device) -> None:
@@ -65,12 +65,10 @@ class _Choice:
         self.logits = torch.empty(0)
         #: Whether that is what the step asked for: it may ask for more than a runner knows of.
         self.is_final = False
-        self.is_drawn = False
 
     def fetch(self, step: Step, logits: Tensor, token_ids: Tensor) -> None:
         self.logits = logits
-        self.is_drawn = bool(step.draws)
-        self.is_final = step.is_plain or self.is_drawn
+        self.is_final = step.is_plain or bool(step.draws)
         self._token_ids[: len(token_ids)].copy_(token_ids, non_blocking=True)
         if self._arrived is not None:
             self._arrived.record()
@@ -105,7 +103,7 @@ class GraphRunner(ModelRunner):
         #: What the last recorded step chose, by row, for the next: it stays on the device.
         self._chosen = torch.zeros(max_num_sequences, dtype=torch.int64, device=device)
         #: Of the last two recorded steps, the later one last: it may be started before the other's is looked at.
-        self._choices = deque(_Choice(max_num_sequences, device) for _ in range(2))
+        self._results = deque(_ChosenTokens(max_num_sequences, device) for _ in range(2))
         with torch.inference_mode():
             # The largest first, so that the smaller ones find the memory that they need in the pool.
             self._recorded = {
@@ -122,8 +120,8 @@ class GraphRunner(ModelRunner):
         size = next(size for size in self._sizes if size >= num)
         self._inputs.fill(step, size)
         logits, greatest = (rows[:num] for rows in self._recorded[size]())
-        self._choices.rotate(-1)
-        self._choices[-1].fetch(step, logits, self._draw(logits, greatest) if step.draws else greatest)
+        self._results.rotate(-1)
+        self._results[-1].fetch(step, logits, self._draw(logits, greatest) if step.draws else greatest)
         return logits
 
     def foreseen(self, logits: Tensor) -> Callable[[], Tensor] | None:
@@ -131,16 +129,16 @@ class GraphRunner(ModelRunner):
 
         [rows] int64 on the host, -1 where logits are not finite; asking for them waits for the step to end.
         """
-        choice = self._choice(logits)
-        return choice.token_ids if choice is not None and choice.is_final else None
+        result = self._result(logits)
+        return result.token_ids if result is not None and result.is_final else None
 
     def greatest(self, logits: Tensor) -> Tensor:
-        """As `Kernels.greatest`; of a recorded step on the host, and already computed."""
-        choice = self._choice(logits)
-        return super().greatest(logits) if choice is None or choice.is_drawn else choice.token_ids()
+        """As `Kernels.greatest`; of a recorded step that drew nothing on the host, as soon as it has ended."""
+        result = self._result(logits)
+        return super().greatest(logits) if result is None else result.token_ids()
 
-    def _choice(self, logits: Tensor) -> _Choice | None:
-        return next((choice for choice in self._choices if choice.logits is logits), None)
+    def _result(self, logits: Tensor) -> _ChosenTokens | None:
+        return next((result for result in self._results if result.logits is logits), None)
 
     def _draw(self, logits: Tensor, greatest: Tensor) -> Tensor:
         """Token ids [rows], for the next step, too."""

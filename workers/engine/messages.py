@@ -112,7 +112,7 @@ Draw = tuple[float, int, int]
 
 
 class Step(Message, frozen=True, kw_only=True):
-    """One step of the model; every rank runs the same. Lists but `token_ids` have one entry per sequence."""
+    """One step of the model; every rank runs the same. Lists have one entry per sequence unless they say otherwise."""
 
     #: Flat: the sequences' tokens of this step, one sequence after another. A step that is started before anybody knows
     #: what the one before chose has ~row in place of what that chose in the row.
@@ -127,7 +127,8 @@ class Step(Message, frozen=True, kw_only=True):
     samples: list[bool]
     #: Whether the likeliest token is all that is wanted of every row.
     is_plain: bool = False
-    #: For each sequence, of a step whose rows are decided by this alone; else empty, and where nobody would use it.
+    #: One per sequence where all decode and are decided by this alone. Empty if not, if the step is plain, and if the
+    #: runner can't draw.
     draws: list[Draw] = []
 
 

@@ -49,12 +49,12 @@ def make_step(plan: Plan, rows: Mapping[Sequence, int] | None = None, *, with_dr
 
 
 def _draws(plan: Plan, context_lengths: list[int]) -> list[Draw]:
-    """Those of all rows, or none."""
+    """Those of all rows of a step that decodes alone, or none."""
     draws: list[Draw] = []
     for entry, context_length in zip(plan.scheduled, context_lengths, strict=True):
         # Not by the tokens that are known: of a plan that was made ahead, one is missing.
         position = context_length - entry.sequence.num_prompt_tokens
-        if not entry.samples or (draw := draw_of(entry.sequence, position)) is None:
+        if entry.num_tokens > 1 or not entry.samples or (draw := draw_of(entry.sequence, position)) is None:
             return []
         draws.append(draw)
     return draws

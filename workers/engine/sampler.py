@@ -67,7 +67,7 @@ def draw_of(sequence: Sequence, position: int) -> Draw | None:
     params = sequence.params
     if _is_truncated(sequence) or params.logit_bias or sequence.has_penalties or params.logprobs is not None:
         return None
-    return max(params.temperature, MIN_TEMPERATURE), *draw_key(sequence.seed, sequence.index, position)
+    return params.temperature, *draw_key(sequence.seed, sequence.index, position)
 
 
 def draw(logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:

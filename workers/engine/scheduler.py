@@ -97,11 +97,13 @@ class Scheduler:
     def schedule_ahead(self, plan: Plan) -> Plan | None:
         """The step after `plan`, which was committed, made before the tokens that it samples are known.
 
-        Only where nothing but those tokens is open: all that runs was in `plan` and decodes on, but for what has come
-        to its last token; there are blocks for it; and nothing that waits could be admitted. None otherwise. Once the
-        tokens are known, and before anything else is scheduled, the plan must be settled.
+        Only where nothing but those tokens is open: all that runs decodes on, but for what has come to its last token;
+        there are blocks for it; and nothing that waits could be admitted. None otherwise. Once the tokens are known,
+        and before anything else is scheduled, the plan must be settled.
         """
-        if len(plan.scheduled) != len(self._running) or not all(entry.samples for entry in plan.scheduled):
+        # Whoever was admitted found budget left: every step has a token for all that runs.
+        assert len(plan.scheduled) == len(self._running), "something that runs was not in the step"
+        if not all(entry.samples for entry in plan.scheduled):
             return None
         decoding = [entry.sequence for entry in plan.scheduled if entry.sequence.num_tokens_left > 1]
         if not decoding or (self._waiting and (len(decoding) < len(self._running) or self._can_admit_next())):
@@ -175,7 +177,7 @@ class Scheduler:
             budget -= self._schedule(plan, sequence, min(sequence.num_tokens - sequence.num_computed_tokens, budget))
 
     def _can_admit_next(self) -> bool:
-        """Whether the next `schedule` would take the first that waits, be it to say that it will never fit."""
+        """Whether the next `schedule` could take the first that waits, be it to say that it will never fit."""
         blocks, sequence = self.block_manager, next(iter(self._waiting))
         if len(self._running) >= self.max_num_sequences:
             return False

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.schemas.generation import GenerationParams
 from workers.engine.randomness import draw_key, exponentials
-from workers.engine.sampler import Sample, sample
+from workers.engine.sampler import Sample, draw, draw_of, sample
 from workers.engine.sequence import Sequence
 
 CPU = torch.device("cpu")
@@ -65,6 +65,36 @@ def test_temperature_zero_is_the_likeliest_token() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     samples = sample(logits, [make_sequence(temperature=0.0)] * 2)
     assert [one and one.token_id for one in samples] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_p": 0.9},
+        {"top_k": 5},
+        {"logit_bias": {3: 1.0}},
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": 0.5},
+        {"logprobs": 0},
+        {"temperature": 0.0, "logprobs": 0},
+        {"temperature": 0.0, "logit_bias": {3: 1.0}},
+    ],
+)
+def test_no_draw_alone_decides_where_more_is_asked_for(params: dict[str, Any]) -> None:
+    assert draw_of(make_sequence(**params), 0) is None
+
+
+def test_a_draw_alone_decides_as_all_of_sampling_does() -> None:
+    logits = torch.randn(60, 500, generator=torch.Generator().manual_seed(0))
+    sequences = [make_sequence((7,) * (row % 4), seed=row, temperature=0.4 + row / 50) for row in range(60)]
+    draws = [draw_of(sequence, sequence.num_generated_tokens) for sequence in sequences]
+    temperatures, *keys = zip(*[one for one in draws if one is not None], strict=True)
+    drawn = draw(logits, torch.tensor(temperatures), torch.tensor(keys, dtype=torch.int32).T)
+    assert drawn.tolist() == [one and one.token_id for one in sample(logits, sequences)]
+
+
+def test_the_likeliest_is_a_draw_at_no_temperature() -> None:
+    assert draw_of(make_sequence(temperature=0.0, top_p=0.5), 3) == (0.0, 0, 0)
 
 
 def test_draws_follow_the_distribution() -> None:

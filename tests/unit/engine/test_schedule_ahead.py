@@ -102,6 +102,15 @@ def test_nothing_is_made_ahead_of_somebody_who_can_be_admitted() -> None:
     assert [name for name, _ in shape(step(scheduler))] == ["long", "waiting"]
 
 
+def test_a_free_place_is_a_reason_to_wait_only_where_there_are_blocks_for_who_waits() -> None:
+    for num_blocks, is_ahead in ((8, False), (5, True)):
+        scheduler = make_scheduler(num_blocks=num_blocks)
+        scheduler.add(make_sequence(4))
+        plan = run_step(scheduler)
+        scheduler.add(make_sequence(16, "waiting", first_token=90))
+        assert (scheduler.schedule_ahead(plan) is not None) == is_ahead
+
+
 def test_nothing_is_made_ahead_of_what_will_never_fit() -> None:
     scheduler = make_scheduler(num_blocks=4)
     scheduler.add(make_sequence(4))

@@ -193,4 +193,4 @@ def test_the_books_balance_after_each_of_many_steps() -> None:
         "steps ahead",
         "ended meanwhile",
     ):
-        assert seen[event], seen
+        assert seen[event] >= 5, seen
