@@ -80,8 +80,9 @@ def _measure_method(
             if _is_hopeless(matrix, multiply, num_rows, method, others):
                 times[matrix.name][num_rows] = math.inf
         wanted = [(matrix, multiply) for matrix, multiply in wanted if num_rows not in times[matrix.name]]
-        for name, seconds in _measure_rows(wanted, num_rows, method).items():
-            times[name][num_rows] = seconds
+        if wanted:
+            for name, seconds in _measure_rows(wanted, num_rows, method).items():
+                times[name][num_rows] = seconds
     return times
 
 
