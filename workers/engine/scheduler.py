@@ -158,13 +158,11 @@ class Scheduler:
         blocks = self.block_manager
         while self._waiting and budget > 0 and len(self._running) < self.max_num_sequences:
             sequence = next(iter(self._waiting))
-            if blocks.num_blocks_for(sequence.num_tokens) > blocks.num_blocks:
+            if self._is_oversized(sequence):
                 self.remove(sequence)
                 plan.oversized.append(sequence)
                 continue
-            prefix = blocks.find_prefix(sequence)
-            # Each running sequence may need a block soon; admitting into that reserve would only preempt again.
-            if not blocks.can_admit(sequence, prefix, num_reserved_blocks=len(self._running)):
+            if (prefix := self._find_room(sequence)) is None:
                 break
             del self._waiting[sequence]
             self._running[sequence] = None
@@ -178,12 +176,20 @@ class Scheduler:
 
     def _can_admit_next(self) -> bool:
         """Whether the next `schedule` could take the first that waits, be it to say that it will never fit."""
-        blocks, sequence = self.block_manager, next(iter(self._waiting))
         if len(self._running) >= self.max_num_sequences:
             return False
-        if blocks.num_blocks_for(sequence.num_tokens) > blocks.num_blocks:
-            return True
-        return blocks.can_admit(sequence, blocks.find_prefix(sequence), num_reserved_blocks=len(self._running))
+        sequence = next(iter(self._waiting))
+        return self._is_oversized(sequence) or self._find_room(sequence) is not None
+
+    def _is_oversized(self, sequence: Sequence) -> bool:
+        return self.block_manager.num_blocks_for(sequence.num_tokens) > self.block_manager.num_blocks
+
+    def _find_room(self, sequence: Sequence) -> list[tuple[int, int]] | None:
+        """The prefix that a sequence which waits can be admitted with; None while there are too few blocks."""
+        prefix = self.block_manager.find_prefix(sequence)
+        # Each running sequence may need a block soon; admitting into that reserve would only preempt again.
+        num_reserved = len(self._running)
+        return prefix if self.block_manager.can_admit(sequence, prefix, num_reserved_blocks=num_reserved) else None
 
     def _schedule(self, plan: Plan, sequence: Sequence, num_tokens: int) -> int:
         num_computed = sequence.num_computed_tokens + num_tokens
