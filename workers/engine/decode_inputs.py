@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.layers.attention import StepMetadata
+from workers.engine.device_memory import Mirrored, StreamMark
 from workers.engine.messages import Draw, Step
 
 #: Rows of the buffer of numbers.
@@ -24,79 +25,71 @@ class DecodeInputs:
     def __init__(self, max_num_sequences: int, max_num_blocks: int, block_size: int, device: torch.device) -> None:
         """`max_num_blocks` is how many blocks the longest sequence may have."""
         self._block_size = block_size
-        # Page-locked, so that a copy to the device needs no wait.
-        is_pinned = device.type == "cuda"
-        self._numbers = torch.zeros((3, max_num_sequences), dtype=torch.int64, pin_memory=is_pinned)
-        self._tables = torch.zeros((max_num_sequences, max_num_blocks), dtype=torch.int32, pin_memory=is_pinned)
-        self._temperatures = torch.zeros(max_num_sequences, dtype=torch.float32, pin_memory=is_pinned)
-        self._keys = torch.zeros((max_num_sequences, 2), dtype=torch.int32, pin_memory=is_pinned)
-        self._numbers.numpy()[:] = _PADDING
-        self._device_numbers = self._numbers.to(device, copy=True)
-        self._device_tables = self._tables.to(device, copy=True)
-        self._device_temperatures = self._temperatures.to(device, copy=True)
-        self._device_keys = self._keys.to(device, copy=True)
+        self._numbers = Mirrored((3, max_num_sequences), torch.int64, device)
+        self._tables = Mirrored((max_num_sequences, max_num_blocks), torch.int32, device)
+        self._temperatures = Mirrored((max_num_sequences,), torch.float32, device)
+        self._keys = Mirrored((max_num_sequences, 2), torch.int32, device)
+        self._numbers.host[:] = _PADDING
+        self._numbers.send()
         self._starts = torch.arange(max_num_sequences + 1, dtype=torch.int32, device=device)
-        #: After the copies to the device: only then may what they read be written again.
-        self._copied = torch.cuda.Event() if is_pinned else None  # type: ignore[no-untyped-call]
+        #: Behind the copies to the device: only then may what they read be written again.
+        self._copied = StreamMark(device)
+        self._copied.set()
         #: The table that each row of `_tables` holds: most do not change from one step to the next.
         self._held: list[list[int]] = [[] for _ in range(max_num_sequences)]
 
     def fill(self, step: Step, size: int) -> None:
         """Put the step's sequences into the first rows, and padding into the others of the first `size`."""
         num = len(step.token_ids)
-        if self._copied is not None:
-            self._copied.synchronize()
+        self._copied.wait()
         self._fill_tables(step.block_tables)
         positions = np.asarray(step.context_lengths) - 1
-        blocks = self._tables.numpy()[np.arange(num), positions // self._block_size].astype(np.int64)
-        numbers = self._numbers.numpy()
+        blocks = self._tables.host[np.arange(num), positions // self._block_size].astype(np.int64)
+        numbers = self._numbers.host
         numbers[_TOKEN_ID, :num] = step.token_ids
         numbers[_POSITION, :num] = positions
         numbers[_SLOT, :num] = blocks * self._block_size + positions % self._block_size
         numbers[:, num:size] = _PADDING
-        self._device_numbers.copy_(self._numbers, non_blocking=True)
+        self._numbers.send()
         if step.draws:
             self._fill_draws(step.draws)
-        if self._copied is not None:
-            self._copied.record()
+        self._copied.set()
 
     def token_ids(self, size: int) -> Tensor:
         """[size] int64, as the step has them: ~row for what the step before chose in that row."""
-        return self._device_numbers[_TOKEN_ID, :size]
+        return self._numbers.device[_TOKEN_ID, :size]
 
     def positions(self, size: int) -> Tensor:
         """[size] int64; -1 in a row of padding."""
-        return self._device_numbers[_POSITION, :size]
+        return self._numbers.device[_POSITION, :size]
 
     def metadata(self, size: int) -> StepMetadata:
         """Of the first `size` rows. Context lengths are computed from the positions, which is part of the step."""
         return StepMetadata(
-            slots=self._device_numbers[_SLOT, :size],
+            slots=self._numbers.device[_SLOT, :size],
             query_starts=self._starts[: size + 1],
             context_lengths=(self.positions(size) + 1).to(torch.int32),
-            block_tables=self._device_tables[:size],
+            block_tables=self._tables.device[:size],
         )
 
     def draws(self, num: int) -> tuple[Tensor, Tensor]:
         """Temperatures [num] float32, 0 where nothing is drawn, and keys [num, 2] int32 of the first rows."""
-        return self._device_temperatures[:num], self._device_keys[:num]
+        return self._temperatures.device[:num], self._keys.device[:num]
 
     def _fill_draws(self, draws: list[Draw]) -> None:
         temperatures, firsts, seconds = zip(*draws, strict=True)
-        num = len(draws)
-        self._temperatures.numpy()[:num] = temperatures
-        self._keys.numpy()[:num] = np.column_stack((firsts, seconds))
-        self._device_temperatures.copy_(self._temperatures, non_blocking=True)
-        self._device_keys.copy_(self._keys, non_blocking=True)
+        rows = slice(len(draws))
+        self._temperatures.host[rows] = temperatures
+        self._keys.host[rows] = np.column_stack((firsts, seconds))
+        self._temperatures.send(rows)
+        self._keys.send(rows)
 
     def _fill_tables(self, tables: list[list[int]]) -> None:
         changed = [row for row, table in enumerate(tables) if self._held[row] != table]
         if not changed:
             return
-        rows = self._tables.numpy()
+        rows = self._tables.host
         for row in changed:
             self._held[row] = tables[row].copy()
             rows[row, : len(tables[row])] = tables[row]
-        # In one piece: a copy of rows that lie together needs no kernel and no wait.
-        span = slice(changed[0], changed[-1] + 1)
-        self._device_tables[span].copy_(self._tables[span], non_blocking=True)
+        self._tables.send(slice(changed[0], changed[-1] + 1))

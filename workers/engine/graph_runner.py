@@ -15,6 +15,7 @@ from models.decoder import Decoder
 from models.layers.attention import KVCache
 from models.rope import RopeType
 from workers.engine.decode_inputs import DecodeInputs
+from workers.engine.device_memory import StreamMark, host_memory
 from workers.engine.messages import Step
 from workers.engine.model_runner import ModelRunner
 from workers.engine.sampler import MIN_TEMPERATURE, draw
@@ -58,9 +59,8 @@ class _ChosenTokens:
     """What a recorded step chose, on its way to the host: the greatest logits' tokens, or those that were drawn."""
 
     def __init__(self, max_num_sequences: int, device: torch.device) -> None:
-        is_cuda = device.type == "cuda"
-        self._token_ids = torch.zeros(max_num_sequences, dtype=torch.int64, pin_memory=is_cuda)
-        self._arrived = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
+        self._token_ids = host_memory((max_num_sequences,), torch.int64, device)
+        self._arrived = StreamMark(device)
         #: From which it was chosen.
         self.logits = torch.empty(0)
         #: Whether that is what the step asked for: it may ask for more than a runner knows of.
@@ -70,13 +70,11 @@ class _ChosenTokens:
         self.logits = logits
         self.is_final = step.is_plain or bool(step.draws)
         self._token_ids[: len(token_ids)].copy_(token_ids, non_blocking=True)
-        if self._arrived is not None:
-            self._arrived.record()
+        self._arrived.set()
 
     def token_ids(self) -> Tensor:
         """[rows] int64 on the host, -1 where logits are not finite, as soon as the step has ended."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        self._arrived.wait()
         return self._token_ids[: len(self.logits)]
 
 
