@@ -2,67 +2,28 @@ from __future__ import annotations
 
 import random
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
+from budgeted_batches import MOST, budget, lines, nothing_to_claim, run, spent_in_truth, state
 from seeds import MODEL, sql
 from sqlalchemy import Engine
-from submitting import Bench, request_line
+from submitting import Bench
 
-from pipeline.billing import holds
-from pipeline.billing.budgets import Scope, alert_budgets, list_budgets, make_prepaid, remove_budget, set_budget
+from pipeline.billing.budgets import Scope, alert_budgets, make_prepaid, set_budget
 from pipeline.billing.credits import grant_credit
 from pipeline.billing.rate_cards import add_rate_card
 from pipeline.celery import GENERATE
-from pipeline.errors import UserError
 from pipeline.jobs import sweeping
 from pipeline.jobs.audit import audit
-from pipeline.jobs.claiming import ClaimedSlice, claim_slice, load_requests, return_slice
+from pipeline.jobs.claiming import claim_slice, load_requests, return_slice
 from pipeline.jobs.pausing import resume_paused
 from pipeline.jobs.preparing import prepare
 from pipeline.settings import PREFIX, get_settings
 from pipeline.tables import BatchStatus, OutcomeKind, SliceStatus
 from pipeline.tables.session import transaction
-
-#: Of the card that `seeds` makes, for one token after the discount.
-INPUT, OUTPUT = (Decimal(price) * Decimal("0.667") / 10**6 for price in ("0.137", "0.411"))
-#: What a request of `lines` can cost: three tokens of prompt, four of answer.
-MOST = 3 * INPUT + 4 * OUTPUT
-
-
-def lines(count: int) -> list[dict[str, object] | str]:
-    return [request_line(f"request-{number}", [number, 2, 3], max_tokens=4) for number in range(1, count + 1)]
-
-
-def run(bench: Bench, count: int, **options: object) -> str:
-    batch_id = bench.submit(lines(count), **options)  # type: ignore[arg-type]
-    assert prepare(batch_id, bench.engine) is BatchStatus.IN_PROGRESS
-    return batch_id
-
-
-def budget(bench: Bench, amount: Decimal, **options: object) -> str:
-    with transaction(bench.engine) as session:
-        return set_budget(session, Scope(tenant_id=bench.tenant.id), currency="USD", amount=amount, **options).id  # type: ignore[arg-type]
-
-
-def state(bench: Bench) -> tuple[Decimal, Decimal]:
-    """Spent and held of the only budget."""
-    with transaction(bench.engine) as session:
-        [found] = list_budgets(session)
-        return found.spent, found.held
-
-
-def nothing_to_claim(bench: Bench) -> bool:
-    with bench.engine.begin() as conn:
-        return claim_slice(conn, model=MODEL, group_id="g", lease_seconds=60) is None
-
-
-def spent_in_truth(bench: Bench) -> Decimal:
-    [(amount,)] = sql(bench.engine, "SELECT coalesce(sum(amount), 0) FROM usage_prices")
-    return Decimal(amount)
 
 
 def test_a_claim_holds_the_most_that_its_requests_can_cost(bench: Bench) -> None:
@@ -270,76 +231,6 @@ def test_credit_that_is_granted_later_lets_a_prepaid_tenant_go_on(bench: Bench) 
 
     assert resume_paused(bench.engine) == 1
     assert bench.claim().batch_id == batch_id
-
-
-def test_batches_go_on_when_their_budget_is_removed(bench: Bench) -> None:
-    budget_id = budget(bench, Decimal(0))
-    batch_id = run(bench, 3)
-    assert nothing_to_claim(bench)
-
-    with transaction(bench.engine) as session:
-        remove_budget(session, budget_id)
-
-    assert resume_paused(bench.engine) == 1
-    assert bench.claim().batch_id == batch_id
-
-
-def test_a_budget_is_removed_beside_a_claim_that_is_about_to_hold(bench: Bench) -> None:
-    budget_id = budget(bench, Decimal(1))
-    batch_id = run(bench, 1)
-    bench.claim()
-    [(slice_id, card_id)] = sql(bench.engine, "DELETE FROM holds RETURNING slice_id, rate_card_id")
-    with ThreadPoolExecutor(1) as pool:
-        with bench.engine.begin() as conn:
-            uses = holds.lock_uses(conn, batch_id, "USD")
-            removing = pool.submit(remove, bench, budget_id)
-            wait_for_a_lock(bench, removing)
-            conn.exec_driver_sql("SET LOCAL lock_timeout = '200ms'")  # less than what ends a deadlock
-            holds.take(conn, slice_id, uses, Decimal("0.1"), card_id)
-        removing.result()
-    assert sql(bench.engine, "SELECT (SELECT count(*) FROM holds), (SELECT count(*) FROM budget_uses)") == [(0, 0)]
-
-
-def test_a_budget_is_removed_beside_a_slice_that_is_given_back(bench: Bench) -> None:
-    budget_id = budget(bench, Decimal(1))
-    batch_id = run(bench, 1)
-    claimed = bench.claim()
-    with ThreadPoolExecutor(2) as pool:
-        with bench.engine.begin() as conn:
-            holds.lock_uses(conn, batch_id, "USD")
-            removing = pool.submit(remove, bench, budget_id)
-            wait_for_a_lock(bench, removing)
-            returning = pool.submit(give_back, bench, claimed)
-            wait_for_a_lock(bench, returning, 2)
-        assert returning.result()
-        removing.result()
-    assert sql(bench.engine, "SELECT status FROM slices") == [("pending",)]
-
-
-def test_of_two_who_remove_a_budget_at_once_the_second_is_told_that_there_is_none(bench: Bench) -> None:
-    budget_id = budget(bench, Decimal(1))
-    with ThreadPoolExecutor(1) as pool:
-        with transaction(bench.engine) as session:
-            remove_budget(session, budget_id)
-            second = pool.submit(remove, bench, budget_id)
-            wait_for_a_lock(bench, second)
-        with pytest.raises(UserError, match="There is no budget"):
-            second.result()
-
-
-def remove(bench: Bench, budget_id: str) -> None:
-    with transaction(bench.engine) as session:
-        remove_budget(session, budget_id)
-
-
-def give_back(bench: Bench, claimed: ClaimedSlice) -> bool:
-    with bench.engine.begin() as conn:
-        return return_slice(conn, claimed)
-
-
-def wait_for_a_lock(bench: Bench, waiting: Future[Any], number: int = 1) -> None:
-    while len(sql(bench.engine, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'")) < number:
-        assert not waiting.done()
 
 
 def test_what_a_slice_costs_counts_in_the_month_of_its_claim(bench: Bench) -> None:
