@@ -20,6 +20,7 @@ import psutil
 from pipeline.errors import PipelineError
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _libc = ctypes.CDLL(None, use_errno=True)
 #: What ends a process, or wakes it at a time; a child's own death is not among them.
 _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
@@ -62,6 +63,11 @@ def free_port(host: str = "127.0.0.1") -> int:
 def end_with_parent_thread(sig: signal.Signals) -> None:
     """Have the kernel send this process `sig` when the thread that started it ends, even while it is stopped."""
     _libc.prctl(_PR_SET_PDEATHSIG, sig)
+
+
+def name_process(name: str) -> None:
+    """What `ps -o comm` and `top` show of this process, of which they keep 15 bytes."""
+    _libc.prctl(_PR_SET_NAME, name.encode())
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -1,4 +1,4 @@
-"""One shard process of a group: `python -m workers.rank`, started by `workers.backends.ranks` and by nobody else.
+"""One shard process of a group, forked by `workers.fork_server`.
 
 It meets the other ranks, loads its part of the model, and makes its part of the KV cache. Rank 0 then runs the engine
 and the others follow its steps. Whatever goes wrong is told to the parent, and ends the process: the parent replaces
@@ -7,17 +7,15 @@ all ranks together.
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import os
 import signal
 import sys
-import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 import torch
@@ -29,7 +27,7 @@ from models.kernels.cpu.kernels import cpu_kernels
 from models.kernels.gpu.choice import gpu_kernels
 from models.kernels.interface import PLAIN, Kernels
 from models.layers.attention import KVCache
-from pipeline.processes import end_with_parent_thread
+from pipeline.processes import end_with_parent_thread, name_process
 from pipeline.telemetry.logs import configure_rank_logging
 from pipeline.tokenization import Tokenizer, TokenizerError
 from workers.communicator import Communicator, CommunicatorError, connect
@@ -45,6 +43,7 @@ from workers.engine.messages import (
     Channel,
     ChannelClosed,
     Failed,
+    Fork,
     FromFollower,
     Ready,
     Shutdown,
@@ -64,29 +63,32 @@ _EXPLAINED = (ModelError, TokenizerError, CacheSizeError, WarmUpError)
 _LEAST_TIMEOUT = 120.0
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m workers.rank", description="One shard process of a group.")
-    parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True, help="file descriptor of the pipe to the parent")
-    parser.add_argument("--lifeline", type=int, required=True, help="file descriptor that ends with the parent")
-    parser.add_argument("--log-level", default="INFO")
-    parser.add_argument("--log-format", default="console")
-    parser.add_argument("--peers", type=int, nargs="*", default=[], help="rank 0: pipes to the others; else: to rank 0")
-    options = parser.parse_args(arguments)
-    configure_rank_logging(options.rank, options.log_level, options.log_format)
-    _set_signals()
+def run(fork: Fork, server: int, parent: int, *peers: int) -> NoReturn:
+    """Be the rank, in the process that `server` has just forked for it. Returns to nobody.
+
+    The other numbers are descriptors of pipes: to the parent; rank 0's to the others, or another rank's to rank 0.
+    """
     end_with_parent_thread(signal.SIGKILL)
-    threading.Thread(target=_exit_with_parent, args=(options.lifeline,), name="lifeline", daemon=True).start()
-    parent: Channel[ToRank] = Channel(_connection(options.parent), ToRank)
+    if os.getppid() != server:  # it ended before the line above
+        os._exit(1)
+    os.setsid()
+    name_process(f"rank {fork.rank}")
+    configure_rank_logging(fork.rank, fork.log_level, fork.log_format)
+    faulthandler.enable()
+    # The parent asks for the stacks of a rank that hangs.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    channel: Channel[ToRank] = Channel(Connection(parent), ToRank)
     try:
-        _serve(options.rank, parent, [_connection(descriptor) for descriptor in options.peers])
+        if fork.cores:
+            os.sched_setaffinity(0, fork.cores)
+        _serve(fork.rank, channel, [Connection(peer) for peer in peers])
     except _EXPLAINED as error:
-        _fail(parent, str(error))
+        _fail(channel, str(error))
     except (CommunicatorError, ChannelClosed) as error:
-        _fail(parent, str(error) or "another rank is gone", is_consequence=True)
+        _fail(channel, str(error) or "another rank is gone", is_consequence=True)
     except Exception as error:  # whatever it is, the parent must hear of it
         log.error("the rank failed", exc_info=error)
-        _fail(parent, f"{type(error).__name__}: {_first_line(error)}")
+        _fail(channel, f"{type(error).__name__}: {_first_line(error)}")
     # Interpreter shutdown could wait for threads of torch that wait for a rank that is gone.
     _exit(0)
 
@@ -253,33 +255,13 @@ def _device(options: EngineOptions, rank: int) -> torch.device:
     return device
 
 
-def _connection(descriptor: int) -> Connection:
-    os.set_inheritable(descriptor, False)
-    return Connection(descriptor)
-
-
-def _set_signals() -> None:
-    """Ctrl-C and a service manager's SIGTERM reach every process at once; when ranks end is for the parent to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.enable()
-    # The parent asks for the stacks of a rank that hangs.
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-
-
-def _exit_with_parent(lifeline: int) -> None:
-    """The other end is never written to: reading returns when the parent is gone, however it went."""
-    os.read(lifeline, 1)
-    os._exit(1)
-
-
-def _fail(parent: Channel[ToRank], message: str, *, is_consequence: bool = False) -> None:
+def _fail(parent: Channel[ToRank], message: str, *, is_consequence: bool = False) -> NoReturn:
     with suppress(ChannelClosed):  # the parent is gone, and with it whoever wanted to know
         parent.send(Failed(message=message, is_consequence=is_consequence))
     _exit(1)
 
 
-def _exit(status: int) -> None:
+def _exit(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -288,7 +270,3 @@ def _exit(status: int) -> None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "no message"
-
-
-if __name__ == "__main__":
-    main()

@@ -45,15 +45,15 @@ class Cores:
             own = tuple(tuple(cores[rank * num_threads : (rank + 1) * num_threads]) for rank in range(num_ranks))
         return cls(num_threads=num_threads, own=own, are_enough=num_ranks * num_threads <= len(cores))
 
-    def environment(self, rank: int, environment: Mapping[str, str]) -> dict[str, str]:
-        """What to add to the environment of a rank so that it is so."""
+    def of(self, rank: int) -> tuple[int, ...]:
+        """The only ones that it may run on; wherever the system puts it if there are none."""
+        return self.own[rank] if self.own else ()
+
+    def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """What to add to the environment of the ranks, which OpenMP reads when it is loaded."""
         added = {"OMP_NUM_THREADS": str(self.num_threads)}
         if not _WAITING & environment.keys():
             added["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
-        if self.own:
-            # OpenMP binds the thread that loads it to the first place, and with it the threads that it starts.
-            added["OMP_PROC_BIND"] = "close"
-            added["OMP_PLACES"] = ",".join(f"{{{core}}}" for core in self.own[rank])
         return added
 
 

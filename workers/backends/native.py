@@ -23,6 +23,7 @@ from workers.backends.protocol import (
     OutcomeStatus,
     Progress,
 )
+from workers.backends.rank_processes import ForkServer
 from workers.backends.ranks import Ranks
 from workers.backends.validation import check_request, fits
 from workers.engine.messages import Abort, Admitted, FromRank, Heartbeat, Outcomes, Progressed, Ready, Submit
@@ -75,6 +76,7 @@ class NativeEngine:
         self._is_stopping = threading.Event()
         self._crashes: deque[float] = deque()
         self._supervisor: threading.Thread | None = None
+        self._fork_server: ForkServer | None = None
 
     # --- what a group calls
 
@@ -195,12 +197,13 @@ class NativeEngine:
     def _supervise(self, started: Future[None]) -> None:
         """Start ranks and watch one generation after the other, until the engine is stopped or degraded.
 
-        All of them are started by this thread, since they end with the thread that started them.
+        The fork server is started by this thread, since it ends with the thread that started it.
         """
         ranks: Ranks | None
         try:
             ranks = self._start_ranks()
         except BaseException as error:  # noqa: BLE001 — it is raised where the engine is started
+            self._stop_fork_server()
             with self._changed:
                 self._state, self._reason = EngineState.STOPPED, str(error)
             started.set_exception(error)
@@ -214,6 +217,7 @@ class NativeEngine:
             ranks.kill()
             self._lose(reason)
             ranks = self._replace()
+        self._stop_fork_server()
         with self._changed:
             self._ranks = None
             if self._is_stopping.is_set():
@@ -314,9 +318,16 @@ class NativeEngine:
         doublings = len(self._crashes) - 2
         return min(FIRST_BACKOFF_SECONDS * 2.0**doublings, LARGEST_BACKOFF_SECONDS) if doublings >= 0 else 0.0
 
+    def _stop_fork_server(self) -> None:
+        if self._fork_server is not None:
+            self._fork_server.stop()
+
     def _start_ranks(self) -> Ranks:
         """Raises EngineStartError; then no rank is left."""
-        ranks = Ranks(self._options)
+        if self._fork_server is None or self._fork_server.has_ended:
+            self._fork_server = ForkServer(self._options.tp)
+        self._fork_server.wait_ready(self._options.start_seconds, self._is_stopping)
+        ranks = Ranks(self._options, self._fork_server)
         with self._changed:
             self._ranks = ranks
         try:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-import psutil
 import structlog
 
-from pipeline.settings import PREFIX, get_settings
-from workers.backends.cores import Cores, usable_cores
+from pipeline.settings import get_settings
+from workers.backends.cores import Cores
 from workers.backends.protocol import EngineStartError
-from workers.engine.messages import Channel, ChannelClosed, Failed, FromRank, Message, Ready, Shutdown, Start, encode
+from workers.backends.rank_processes import KILL_SECONDS, ForkServer, RankProcess, StoppedProcesses, describe_exit
+from workers.engine.messages import (
+    Channel,
+    ChannelClosed,
+    Failed,
+    Fork,
+    FromRank,
+    Message,
+    Ready,
+    Shutdown,
+    Start,
+    encode,
+)
 from workers.engine.options import EngineOptions
 from workers.rendezvous import Rendezvous
 
@@ -28,48 +35,41 @@ log = structlog.get_logger(__name__)
 
 #: After the first sign of a failure, how long to wait for the rank that knows why, in seconds.
 DIAGNOSIS_SECONDS = 0.5
-#: How long ranks may take to exit when told to, and to be gone when killed, in seconds.
+#: How long ranks may take to exit when told to, in seconds.
 EXIT_SECONDS = 2.0
-KILL_SECONDS = 5.0
 #: How long the stacks of hanging ranks may take to be written, in seconds.
 DUMP_SECONDS = 0.3
 _POLL_SECONDS = 0.2
-#: How often to look for ranks that a signal stopped, in seconds; the second look in a row counts.
-STOPPED_SECONDS = 1.0
 
 
 class Ranks:
-    """The processes of one engine, rank 0 first.
+    """The processes of one engine, rank 0 first. All methods but `send` belong to one thread."""
 
-    They are programs of their own, in sessions of their own, and end with this process however it ends: each reads
-    the lifeline, a pipe whose only writing end is here. All methods but `send` belong to one thread.
-    """
-
-    def __init__(self, options: EngineOptions) -> None:
-        """Starts them. Raises EngineStartError if the system refuses; then `wait_ready` must be called."""
+    def __init__(self, options: EngineOptions, server: ForkServer) -> None:
+        """Forks them. Raises EngineStartError if the system refuses; else `wait_ready` must be called."""
         self._options = options
+        self._server = server
         self._rendezvous = Rendezvous()
         self._channels: list[Channel[FromRank]] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[RankProcess] = []
         #: What each rank said before it went, or None if it said nothing.
         self._ended: dict[int, Failed | None] = {}
         self._unread: list[FromRank] = []
-        self._stopped_before: set[int] = set()
-        self._looked_at = time.monotonic()
+        self._stopped = StoppedProcesses()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send_all, name="rank-sender", daemon=True)
-        lifeline, self._lifeline_writer = os.pipe()
         try:
-            self._spawn_all(lifeline)
+            self._fork_all(server.cores)
         except OSError as error:
             self.kill()
             raise EngineStartError(f"The system does not start the ranks: {error}") from error
-        finally:
-            os.close(lifeline)
+        except EngineStartError:
+            self.kill()
+            raise
         self._sender.start()
 
-    def _spawn_all(self, lifeline: int) -> None:
-        cores = Cores.divide(self._options.tp, usable_cores(), os.environ)
+    def _fork_all(self, cores: Cores) -> None:
+        settings = get_settings()
         pairs = [Pipe() for _ in range(1, self._options.tp)]  # (rank 0's end, the follower's end)
         theirs: list[Connection] = [end for pair in pairs for end in pair]
         try:
@@ -78,7 +78,10 @@ class Ranks:
                 theirs.append(parent)
                 self._channels.append(Channel(mine, FromRank))
                 peers = [end for end, _ in pairs] if rank == 0 else [pairs[rank - 1][1]]
-                self._processes.append(_spawn(rank, parent, lifeline, peers, cores))
+                fork = Fork(
+                    rank=rank, cores=cores.of(rank), log_level=settings.log_level, log_format=settings.log_format
+                )
+                self._processes.append(self._server.fork(fork, [end.fileno() for end in (parent, *peers)]))
         finally:
             # A pipe ends when all its writers are gone: none of theirs may stay open here.
             for end in theirs:
@@ -193,22 +196,14 @@ class Ranks:
             if failed is not None and not failed.is_consequence:
                 return f"rank {rank}: {failed.message}"
         for rank, failed in self._ended.items():
-            if failed is None and (status := self._processes[rank].poll()) is not None:
-                return f"rank {rank} (process {self._processes[rank].pid}) {_describe_exit(status)}"
-        return None
+            if failed is None and (status := self._processes[rank].exit_status()) is not None:
+                return f"rank {rank} (process {self._processes[rank].pid}) {describe_exit(status)}"
+        return self._server.describe_end()
 
     def find_stopped(self) -> int | None:
-        """A rank that was stopped by a signal, at this look and at the one before; None if there is none.
-
-        Call it as often as you like: a look comes every `STOPPED_SECONDS`.
-        """
-        now = time.monotonic()
-        if now < self._looked_at + STOPPED_SECONDS:
-            return None
-        self._looked_at = now
-        stopped = {rank for rank, process in enumerate(self._processes) if _is_stopped(process.pid)}
-        both, self._stopped_before = stopped & self._stopped_before, stopped
-        return min(both, default=None)
+        """A rank that was stopped by a signal for a second or so; None if there is none. Call it often."""
+        pid = self._stopped.find(self.pids)
+        return None if pid is None else self.pids.index(pid)
 
     def dump_stacks(self) -> None:
         """Let the ranks write to the log what they are doing."""
@@ -222,21 +217,18 @@ class Ranks:
         """Ask them to exit, and kill what does not."""
         self.send(Shutdown())
         deadline = time.monotonic() + EXIT_SECONDS
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            for process in self._processes:
-                process.wait(max(0.0, deadline - time.monotonic()))
+        for process in self._processes:
+            process.wait(max(0.0, deadline - time.monotonic()))
         self.kill()
 
     def kill(self) -> None:
         """End all of them at once, and wait until they are gone. Called once."""
         for process in self._processes:
-            process.kill()
-        os.close(self._lifeline_writer)
+            process.send_signal(signal.SIGKILL)
         for process in self._processes:
-            try:
-                process.wait(KILL_SECONDS)
-            except subprocess.TimeoutExpired:
+            if not process.wait(KILL_SECONDS):
                 log.error("a rank was killed but does not end; its device may be stuck", pid=process.pid)
+            process.close()
         if self._sender.is_alive():
             # The pipe is closed only when nobody writes to it any more: its number may soon be another file's.
             self._outbox.put(None)
@@ -244,43 +236,3 @@ class Ranks:
         for channel in self._channels:
             channel.close()
         self._rendezvous.remove()
-
-
-def _spawn(
-    rank: int, parent: Connection, lifeline: int, peers: Sequence[Connection], cores: Cores
-) -> subprocess.Popen[bytes]:
-    descriptors = [parent.fileno(), *(peer.fileno() for peer in peers)]
-    # -P: a folder named `workers` where the command was given is not ours.
-    command = [sys.executable, "-P", "-m", "workers.rank", "--rank", str(rank)]
-    command += ["--parent", str(parent.fileno()), "--lifeline", str(lifeline)]
-    settings = get_settings()
-    command += ["--log-level", settings.log_level, "--log-format", settings.log_format]
-    command += ["--peers", *(str(peer.fileno()) for peer in peers)]
-    return subprocess.Popen(
-        command,
-        pass_fds=[*descriptors, lifeline],
-        start_new_session=True,
-        stdin=subprocess.DEVNULL,
-        stdout=2,  # a command's output may be JSON: what a library prints belongs to the log
-        env=_environment(rank, cores),
-    )
-
-
-def _environment(rank: int, cores: Cores) -> dict[str, str]:
-    """Ours without the settings: a rank needs no database, and no password to it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return {**cores.environment(rank, kept), "TOKENIZERS_PARALLELISM": "false", **kept}
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    except psutil.Error:
-        return False  # it is gone, which its pipe tells
-
-
-def _describe_exit(status: int) -> str:
-    if status >= 0:
-        return f"exited with status {status}"
-    name = signal.Signals(-status).name
-    return f"was killed by {name}" + (" (was memory short?)" if name == "SIGKILL" else "")

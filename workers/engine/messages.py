@@ -1,4 +1,4 @@
-"""What parent and ranks tell each other, and the pipe that carries it: typed messages as msgpack, never pickles."""
+"""What a parent, its fork server and its ranks tell each other: typed messages as msgpack, never pickles."""
 
 from __future__ import annotations
 
@@ -14,6 +14,43 @@ from workers.engine.options import EngineOptions
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Named by its class on the wire."""
+
+
+# --- parent to fork server, and back
+
+
+class Fork(Message, frozen=True, kw_only=True):
+    """Fork a rank. With it come descriptors: of its pipe to the parent, and of its pipes to other ranks."""
+
+    rank: int
+    #: The only ones that it may run on; wherever the system puts it if there are none.
+    cores: tuple[int, ...]
+    log_level: str
+    log_format: str
+
+
+class Serving(Message, frozen=True, kw_only=True):
+    """Torch is imported: forks take milliseconds from now on."""
+
+
+class Forked(Message, frozen=True, kw_only=True):
+    """With it comes a descriptor of the process, a pidfd."""
+
+    pid: int
+
+
+class NotForked(Message, frozen=True, kw_only=True):
+    """The system refused."""
+
+    reason: str
+
+
+class Ended(Message, frozen=True, kw_only=True):
+    """A rank has ended, and its number may be another process's from now on."""
+
+    pid: int
+    #: Its exit status, or minus the signal that killed it.
+    status: int
 
 
 # --- parent to ranks
@@ -132,6 +169,7 @@ class Step(Message, frozen=True, kw_only=True):
     draws: list[Draw] = []
 
 
+FromForkServer = Serving | Forked | NotForked | Ended
 ToRank = Start | Submit | Abort | Shutdown
 FromRank = Ready | Admitted | Progressed | Outcomes | Heartbeat | Failed
 ToFollower = Allocate | Step | Shutdown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -62,10 +63,18 @@ def wait_until_gone(pids: Collection[int]) -> None:
     wait_until(lambda: all(map(is_gone, pids)), f"processes {pids} to be gone")
 
 
-def rank_children() -> list[int]:
-    """Rank processes that this process has started."""
+def engine_children() -> list[psutil.Process]:
+    """Fork servers and ranks that this process has started."""
     return [
-        child.pid
+        child
         for child in psutil.Process().children(recursive=True)
-        if not is_gone(child.pid) and "workers.rank" in child.cmdline()
+        if not is_gone(child.pid) and "workers.fork_server" in child.cmdline()
     ]
+
+
+def fork_server_children() -> list[int]:
+    return [child.pid for child in engine_children() if child.ppid() == os.getpid()]
+
+
+def rank_children() -> list[int]:
+    return [child.pid for child in engine_children() if child.ppid() != os.getpid()]

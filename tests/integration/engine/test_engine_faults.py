@@ -15,6 +15,7 @@ import pytest
 from model_folders import random_llama
 from running_engines import (
     answer,
+    engine_children,
     is_gone,
     make_request,
     rank_children,
@@ -24,7 +25,7 @@ from running_engines import (
     wait_until_gone,
 )
 
-from workers.backends import native, ranks
+from workers.backends import native, rank_processes, ranks
 from workers.backends.native import EngineOptions, NativeEngine
 from workers.backends.protocol import EngineState, OutcomeStatus
 
@@ -52,7 +53,7 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     yield start
     for engine in engines:
         engine.stop()
-    assert rank_children() == []
+    assert engine_children() == []
 
 
 def submit_and_wait_until_it_runs(engine: NativeEngine, *ids: str) -> None:
@@ -140,7 +141,7 @@ def test_a_rank_that_is_stopped_while_it_starts_is_noticed_and_replaced(start: C
 def test_a_rank_that_hangs_is_noticed_by_the_step_deadline(
     start: Callable[..., NativeEngine], monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    monkeypatch.setattr(ranks, "_is_stopped", lambda pid: False)
+    monkeypatch.setattr(rank_processes, "is_stopped", lambda pid: False)
     engine = start(step_seconds=3.0, step_tokens=16)
     submit_and_wait_until_it_runs(engine, "a")
     before = engine.health().rank_pids
@@ -227,8 +228,8 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("stopped", [[], [0], [0, 1]])
-def test_ranks_end_with_a_parent_that_is_killed(folder: Path, stopped: list[int]) -> None:
+@pytest.mark.parametrize("stopped", [[], [0], [0, 1], ["server"], ["server", 0, 1]])
+def test_ranks_end_with_a_parent_that_is_killed(folder: Path, stopped: list[int | str]) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
@@ -236,10 +237,11 @@ def test_ranks_end_with_a_parent_that_is_killed(folder: Path, stopped: list[int]
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
         assert all(psutil.pid_exists(pid) for pid in pids)
-        for rank in stopped:
-            os.kill(pids[rank], signal.SIGSTOP)
+        server = psutil.Process(pids[0]).ppid()
+        for one in stopped:
+            os.kill(pids[one] if isinstance(one, int) else server, signal.SIGSTOP)
         parent.kill()
-        wait_until_gone(pids)
+        wait_until_gone([server, *pids])
 
 
 def test_a_pause_of_the_parent_is_no_hang_of_the_ranks(

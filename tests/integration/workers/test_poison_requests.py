@@ -19,7 +19,7 @@ POISON = 99
 #: fault in native code, without any Python cleanup.
 FATAL_TOKEN = f"""
 import os, sys
-if "workers.rank" in sys.orig_argv:
+if "workers.fork_server" in sys.orig_argv:
     from workers.engine.model_runner import ModelRunner
     compute = ModelRunner.run
     def run(self, step):

@@ -1,0 +1,210 @@
+"""The processes of ranks, and the one that forks them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+
+import msgspec
+import psutil
+import structlog
+
+from pipeline.settings import PREFIX
+from workers.backends.cores import Cores, usable_cores
+from workers.backends.protocol import EngineStartError
+from workers.engine.messages import Ended, Fork, Forked, FromForkServer, NotForked, Serving, encode
+
+log = structlog.get_logger(__name__)
+
+#: How long a fork may take, or the news that a process has ended, in seconds.
+ANSWER_SECONDS = 5.0
+#: How often to look for processes that a signal stopped, in seconds; the second look in a row counts.
+STOPPED_SECONDS = 1.0
+#: How long a process may take to be gone when it was killed, in seconds.
+KILL_SECONDS = 5.0
+_POLL_SECONDS = 0.2
+_MESSAGE_BYTES = 4_096
+
+
+class StoppedProcesses:
+    """Looks for processes that SIGSTOP, or a debugger, keeps from running."""
+
+    def __init__(self) -> None:
+        self._before: set[int] = set()
+        self._looked_at = time.monotonic()
+
+    def find(self, pids: Sequence[int]) -> int | None:
+        """One that was stopped at this look and at the one before; None if there is none.
+
+        Call it as often as you like: a look comes every `STOPPED_SECONDS`.
+        """
+        now = time.monotonic()
+        if now < self._looked_at + STOPPED_SECONDS:
+            return None
+        self._looked_at = now
+        stopped = {pid for pid in pids if is_stopped(pid)}
+        both, self._before = stopped & self._before, stopped
+        return min(both, default=None)
+
+
+class ForkServer:
+    """The process that has torch, and forks ranks. It ends with the thread that made it, and the ranks with it.
+
+    All methods, those of the ranks' processes too, are for that thread.
+    """
+
+    def __init__(self, num_ranks: int) -> None:
+        """Starts it for generations of so many ranks. Raises EngineStartError if the system refuses."""
+        self.cores = Cores.divide(num_ranks, usable_cores(), os.environ)
+        self._is_serving = False
+        self._answer: RankProcess | NotForked | None = None
+        #: Of ranks that have ended.
+        self._statuses: dict[int, int] = {}
+        self._decoder: msgspec.msgpack.Decoder[FromForkServer] = msgspec.msgpack.Decoder(FromForkServer)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    # -P: a folder named `workers` where the command was given is not ours.
+                    [sys.executable, "-P", "-m", "workers.fork_server", "--control", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # a command's output may be JSON: what a library prints belongs to the log
+                    env=_environment(self.cores),
+                )
+        except OSError as error:
+            self._control.close()
+            raise EngineStartError(f"The system does not start the fork server of the ranks: {error}") from error
+
+    def wait_ready(self, timeout: float, is_cancelled: threading.Event) -> None:
+        """Return when it can fork. Raises EngineStartError; the server is of no use then, and must be stopped."""
+        deadline = time.monotonic() + timeout
+        stopped = StoppedProcesses()
+        while not self._is_serving:
+            if not self._take(_POLL_SECONDS) and (end := self.describe_end()) is not None:
+                raise EngineStartError(f"{end}; the log may hold why.")
+            if stopped.find([self._process.pid]) is not None:
+                raise EngineStartError(f"The fork server (process {self._process.pid}) was stopped by a signal.")
+            if is_cancelled.is_set():
+                raise EngineStartError("The engine was stopped while it started.")
+            if time.monotonic() > deadline:
+                raise EngineStartError(f"The engine was not ready after {timeout:g} seconds: torch was not imported.")
+
+    def fork(self, message: Fork, descriptors: Sequence[int]) -> RankProcess:
+        """A rank that has these descriptors. Raises EngineStartError."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        try:
+            socket.send_fds(self._control, [encode(message)], descriptors)
+            while self._answer is None and self._take(max(0.0, deadline - time.monotonic())):
+                pass
+        except OSError as error:
+            raise EngineStartError(f"The fork server is gone: {error}") from error
+        answer, self._answer = self._answer, None
+        if isinstance(answer, NotForked):
+            raise EngineStartError(f"The system does not start rank {message.rank}: {answer.reason}")
+        if answer is None:
+            reason = self.describe_end()
+            self.stop()  # what it answers later would be taken for the answer to another question
+            raise EngineStartError(reason or f"The fork server did not answer within {ANSWER_SECONDS:g} seconds.")
+        return answer
+
+    def status(self, pid: int, timeout: float = 0.0) -> int | None:
+        """The exit status of a rank; None where it is not told within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while pid not in self._statuses and self._take(max(0.0, deadline - time.monotonic())):
+            pass
+        return self._statuses.get(pid)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def describe_end(self) -> str | None:
+        """None if it has not ended."""
+        status = self._process.poll()
+        return None if status is None else f"the fork server (process {self._process.pid}) {describe_exit(status)}"
+
+    def stop(self) -> None:
+        """End it, and with it what is left of its ranks. Returns when it is gone. Idempotent."""
+        self._process.kill()
+        try:
+            self._process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.error("the fork server was killed but does not end", pid=self._process.pid)
+        self._control.close()
+
+    def _take(self, timeout: float) -> bool:
+        """Read one message, and keep what it says. False if none comes in time, or ever again."""
+        if self._control.fileno() < 0 or not wait([self._control], timeout):
+            return False
+        encoded, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        if not encoded:
+            return False
+        match self._decoder.decode(encoded):
+            case Serving():
+                self._is_serving = True
+            case Forked(pid=pid):
+                self._answer = RankProcess(self, pid, *descriptors)
+            case NotForked() as refusal:
+                self._answer = refusal
+            case Ended(pid=pid, status=status):
+                self._statuses[pid] = status
+        return True
+
+
+class RankProcess:
+    """A rank that was forked, by a descriptor that never stands for another process, as its number may."""
+
+    def __init__(self, server: ForkServer, pid: int, descriptor: int) -> None:
+        self.pid = pid
+        self._server = server
+        self._descriptor = descriptor
+
+    def send_signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            signal.pidfd_send_signal(self._descriptor, number)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it has ended, at once or within `timeout` seconds; then nothing of it is left."""
+        if not wait([self._descriptor], timeout):
+            return False
+        self._server.status(self.pid, ANSWER_SECONDS)
+        return True
+
+    def exit_status(self) -> int | None:
+        """Minus the signal where one killed it. None if it runs, or if nobody is left to tell."""
+        return self._server.status(self.pid)
+
+    def close(self) -> None:
+        """Forget it."""
+        os.close(self._descriptor)
+
+
+def _environment(cores: Cores) -> dict[str, str]:
+    """Ours without the settings: a rank needs no database, and no password to it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    # No threads before the forks, which would not be in the ranks: numpy's library starts some when it is imported.
+    return {**cores.environment(kept), "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", **kept}
+
+
+def is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False  # it is gone, which its pipe tells
+
+
+def describe_exit(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status}"
+    name = signal.Signals(-status).name
+    return f"was killed by {name}" + (" (was memory short?)" if name == "SIGKILL" else "")
