@@ -41,7 +41,7 @@ CANARY = "canary-of-a-prompt"
 FORK = Fork(rank=1, cores=(), log_level="INFO", log_format="json")
 #: A user that may start nothing more. Root may always, so the process becomes somebody else.
 WITHOUT_PROCESSES = """
-import os, resource, workers.fork_server
+import os, resource, workers.fork_server, workers.rank
 resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 if os.getuid() == 0:
     os.setuid(65_534)

@@ -13,13 +13,12 @@ template <class T>
 static void sum_range(const T* const* parts, int64_t num_parts, T* out, int64_t begin, int64_t end) {
   int64_t i = begin;
   for (; i + BLOCK <= end; i += BLOCK) {
-    vf a = load(parts[0] + i), b = load(parts[0] + i + W), c = load(parts[0] + i + 2 * W),
-       d = load(parts[0] + i + 3 * W);
+    Pair low = load_pair(parts[0] + i), high = load_pair(parts[0] + i + 2 * W);
     for (int64_t part = 1; part < num_parts; part++) {
-      const T* p = parts[part] + i;
-      a += load(p), b += load(p + W), c += load(p + 2 * W), d += load(p + 3 * W);
+      const Pair l = load_pair(parts[part] + i), h = load_pair(parts[part] + i + 2 * W);
+      low.a += l.a, low.b += l.b, high.a += h.a, high.b += h.b;
     }
-    store(out + i, a), store(out + i + W, b), store(out + i + 2 * W, c), store(out + i + 3 * W, d);
+    store_pair(out + i, low), store_pair(out + i + 2 * W, high);
   }
   for (; i < end; i++) {
     float total = load1(parts[0] + i);

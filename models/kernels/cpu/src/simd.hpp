@@ -42,19 +42,48 @@ inline vf load(const bf16* p) {
   return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 
-// Rounds to nearest, ties to even, as torch does; a NaN stays one.
+// The bits of numbers rounded to bf16, to nearest, ties to even, as torch does; a NaN stays one.
+inline vu rounded(vf v) {
+  const vu u = (vu)v;
+  return v != v ? vu{} + 0x7fc0 : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+}
+
 inline void store(bf16* p, vf v) {
 #if defined(__AVX512BF16__)
   const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
   std::memcpy(p, &h, sizeof h);
 #else
-  const vu u = (vu)v;
-  const vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  const vu is_nan = (vu)(v != v);
-  const vh h = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), vh);
+  const vh h = __builtin_convertvector(rounded(v), vh);
   std::memcpy(p, &h, sizeof h);
 #endif
 }
+
+// Twice as many numbers at once, in an order that only these functions know: for what is done to each by itself.
+struct Pair {
+  vf a, b;
+};
+
+template <class T>
+inline Pair load_pair(const T* p) {
+  return {load(p), load(p + W)};
+}
+
+template <class T>
+inline void store_pair(T* p, Pair v) {
+  store(p, v.a), store(p + W, v.b);
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Within each half of a register, which takes a third of the instructions that the order of memory takes.
+inline Pair load_pair(const bf16* p) {
+  const __m256i zero = _mm256_setzero_si256(), both = _mm256_loadu_si256((const __m256i*)p);
+  return {(vf)_mm256_unpacklo_epi16(zero, both), (vf)_mm256_unpackhi_epi16(zero, both)};
+}
+
+inline void store_pair(bf16* p, Pair v) {
+  _mm256_storeu_si256((__m256i*)p, _mm256_packus_epi32((__m256i)rounded(v.a), (__m256i)rounded(v.b)));
+}
+#endif
 
 inline float load1(const float* p) { return *p; }
 inline void store1(float* p, float x) { *p = x; }
