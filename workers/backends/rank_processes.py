@@ -24,7 +24,7 @@ from workers.engine.messages import Ended, Fork, Forked, FromForkServer, NotFork
 
 log = structlog.get_logger(__name__)
 
-#: How long a fork may take, or the news that a process has ended, in seconds.
+#: How long a fork may take, in seconds.
 ANSWER_SECONDS = 5.0
 #: How often to look for processes that a signal stopped, in seconds; the second look in a row counts.
 STOPPED_SECONDS = 1.0
@@ -86,7 +86,14 @@ class ForkServer:
             raise EngineStartError(f"The system does not start the fork server of the ranks: {error}") from error
 
     def wait_ready(self, timeout: float, is_cancelled: threading.Event) -> None:
-        """Return when it can fork. Raises EngineStartError; the server is of no use then, and must be stopped."""
+        """Return when it can fork. Raises EngineStartError, and then it has ended."""
+        try:
+            self._wait_ready(timeout, is_cancelled)
+        except EngineStartError:
+            self.stop()
+            raise
+
+    def _wait_ready(self, timeout: float, is_cancelled: threading.Event) -> None:
         deadline = time.monotonic() + timeout
         stopped = StoppedProcesses()
         while not self._is_serving:
@@ -102,25 +109,23 @@ class ForkServer:
     def fork(self, message: Fork, descriptors: Sequence[int]) -> RankProcess:
         """A rank that has these descriptors. Raises EngineStartError."""
         deadline = time.monotonic() + ANSWER_SECONDS
-        try:
+        with contextlib.suppress(OSError):  # it is gone, and will not answer
             socket.send_fds(self._control, [encode(message)], descriptors)
-            while self._answer is None and self._take(max(0.0, deadline - time.monotonic())):
-                pass
-        except OSError as error:
-            raise EngineStartError(f"The fork server is gone: {error}") from error
+        while self._answer is None and self._take(max(0.0, deadline - time.monotonic())):
+            pass
         answer, self._answer = self._answer, None
+        if answer is None:
+            is_late = time.monotonic() >= deadline
+            self.stop()  # what it answers later would be taken for the answer to another question
+            late = f"The fork server did not answer within {ANSWER_SECONDS:g} seconds."
+            raise EngineStartError(late if is_late else f"{self.describe_end()}.")
         if isinstance(answer, NotForked):
             raise EngineStartError(f"The system does not start rank {message.rank}: {answer.reason}")
-        if answer is None:
-            reason = self.describe_end()
-            self.stop()  # what it answers later would be taken for the answer to another question
-            raise EngineStartError(reason or f"The fork server did not answer within {ANSWER_SECONDS:g} seconds.")
         return answer
 
-    def status(self, pid: int, timeout: float = 0.0) -> int | None:
-        """The exit status of a rank; None where it is not told within `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        while pid not in self._statuses and self._take(max(0.0, deadline - time.monotonic())):
+    def status(self, pid: int) -> int | None:
+        """The exit status of a rank; None where it was not told yet."""
+        while self._take(timeout=0.0):
             pass
         return self._statuses.get(pid)
 
@@ -146,13 +151,16 @@ class ForkServer:
         """Read one message, and keep what it says. False if none comes in time, or ever again."""
         if self._control.fileno() < 0 or not wait([self._control], timeout):
             return False
-        encoded, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        encoded = b""
+        with contextlib.suppress(ConnectionError):  # it went without reading all that it was told
+            encoded, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         if not encoded:
             return False
         match self._decoder.decode(encoded):
             case Serving():
                 self._is_serving = True
             case Forked(pid=pid):
+                self._statuses.pop(pid, None)  # of one that had the same number
                 self._answer = RankProcess(self, pid, *descriptors)
             case NotForked() as refusal:
                 self._answer = refusal
@@ -174,14 +182,11 @@ class RankProcess:
             signal.pidfd_send_signal(self._descriptor, number)
 
     def wait(self, timeout: float) -> bool:
-        """Whether it has ended, at once or within `timeout` seconds; then nothing of it is left."""
-        if not wait([self._descriptor], timeout):
-            return False
-        self._server.status(self.pid, ANSWER_SECONDS)
-        return True
+        """Whether it has ended, at once or within `timeout` seconds."""
+        return bool(wait([self._descriptor], timeout))
 
     def exit_status(self) -> int | None:
-        """Minus the signal where one killed it. None if it runs, or if nobody is left to tell."""
+        """Minus the signal where one killed it. None if it has not ended, or if nobody has told of it yet."""
         return self._server.status(self.pid)
 
     def close(self) -> None:

@@ -121,6 +121,18 @@ def test_one_that_stands_still_is_replaced_when_it_is_needed(
     assert answer(engine, make_request("b", PROMPT))["b"].status is OutcomeStatus.FINISHED
 
 
+def test_one_that_is_stopped_while_it_comes_up_again_is_replaced(engine: NativeEngine) -> None:
+    engine.start()
+    (first,) = fork_server_children()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: fork_server_children() not in ([], [first]), "the next one")
+    (second,) = fork_server_children()
+    os.kill(second, signal.SIGSTOP)
+    wait_until(lambda: engine.health().num_restarts == 1, "the next ranks")
+    assert fork_server_children() not in ([first], [second])
+    assert answer(engine, make_request("a", PROMPT))["a"].status is OutcomeStatus.FINISHED
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [(signal.SIGSTOP, "was stopped by a signal"), (signal.SIGKILL, "was killed by SIGKILL")],
