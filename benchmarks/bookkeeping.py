@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from benchmarks.machine import cpus, describe_machine
 from benchmarks.make_model import find_model
@@ -36,7 +35,7 @@ from workers.backends.protocol import EngineRequest, OutcomeStatus
 from workers.engine.block_manager import BlockManager
 from workers.engine.engine import EngineCore
 from workers.engine.messages import Step
-from workers.engine.model_runner import ModelRunner
+from workers.engine.model_runner import Computed, ModelRunner
 from workers.engine.options import EngineOptions
 from workers.engine.scheduler import Scheduler
 
@@ -67,15 +66,15 @@ class Results:
 class TimedModel:
     """A model with the seconds that were spent in it."""
 
-    def __init__(self, run: Callable[[Step], Tensor]) -> None:
+    def __init__(self, run: Callable[[Step], Computed]) -> None:
         self._run = run
         self.seconds = 0.0
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> Computed:
         began = time.perf_counter()
-        logits = self._run(step)
+        computed = self._run(step)
         self.seconds += time.perf_counter() - began
-        return logits
+        return computed
 
 
 def measure(folder: Path, dtype: str, workloads: list[Workload]) -> Results:
@@ -91,7 +90,6 @@ def measure(folder: Path, dtype: str, workloads: list[Workload]) -> Results:
     model = TimedModel(_runner(decoder, dtype, num_blocks, options.block_size).run)
     core = EngineCore(
         run_model=model,
-        greatest=decoder.kernels.greatest,
         scheduler=Scheduler(
             BlockManager(num_blocks, options.block_size),
             max_num_sequences=options.max_num_sequences,

@@ -141,8 +141,7 @@ def _lead(
         tokenizer=tokenizer,
         eos_token_ids={*config.eos_token_ids, *tokenizer.eos_token_ids},
         prefix_salt=config.prefix_salt,
-        greatest=runner.greatest,
-        foreseen=runner.foreseen if isinstance(runner, GraphRunner) else None,
+        with_draws=runner.takes_draws,
     )
     token_seconds = warm_up(core, config.context_length)
     if memory is not None:

@@ -7,16 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from models.kernels.interface import PLAIN
 from pipeline.tokenization import Tokenizer
 from workers.backends.measures import Measures
 from workers.backends.protocol import EngineRequest, Outcome, OutcomeStatus, Progress
 from workers.engine.choice_writer import ChoiceWriter
 from workers.engine.messages import Step
 from workers.engine.meter import Meter, Moments
-from workers.engine.model_runner import make_step
+from workers.engine.model_runner import Computed, make_step
 from workers.engine.request_state import RequestState
 from workers.engine.sampler import Sample, sample
 from workers.engine.scheduler import Plan, Scheduler
@@ -33,16 +30,14 @@ class _StartedStep:
     plan: Plan
     #: Those that sample, as they were when it was started: each has a row of the logits.
     sampling: list[Sequence]
-    logits: Tensor
-    #: What it chose, where the next step can be started without a look at that.
-    foreseen: Callable[[], Tensor] | None
+    computed: Computed
 
-    def samples(self, greatest: Callable[[Tensor], Tensor]) -> list[Sample | None]:
+    def samples(self) -> list[Sample | None]:
         """The next token of each of `sampling`, None where its logits are not finite. Waits for the step."""
-        if self.foreseen is None:
-            return sample(self.logits, self.sampling, greatest)
-        token_ids: list[int] = self.foreseen().tolist()
-        return [Sample(token_id) if token_id >= 0 else None for token_id in token_ids]
+        token_ids: list[int] = self.computed.token_ids().tolist()
+        if self.computed.is_decided:
+            return [Sample(token_id) if token_id >= 0 else None for token_id in token_ids]
+        return sample(self.computed.logits, self.sampling, token_ids)
 
 
 class EngineCore:
@@ -54,21 +49,18 @@ class EngineCore:
     def __init__(
         self,
         *,
-        run_model: Callable[[Step], Tensor],
+        run_model: Callable[[Step], Computed],
         scheduler: Scheduler,
         tokenizer: Tokenizer,
         eos_token_ids: Collection[int],
         prefix_salt: Callable[[int], str] = lambda num_prompt_tokens: "",
-        greatest: Callable[[Tensor], Tensor] = PLAIN.greatest,
-        foreseen: Callable[[Tensor], Callable[[], Tensor] | None] | None = None,
+        with_draws: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`run_model` gives the logits of a step's sampling sequences, [sequences, vocab_size] float32.
+        """`prefix_salt` keeps apart prompts, by their length, whose equal prefixes the model computes differently.
 
-        `prefix_salt` keeps apart prompts, by their length, whose equal prefixes the model computes differently.
-        `greatest` is that of the decoder's kernels. `foreseen` is for a model that may have chosen a step's tokens by
-        itself (see `GraphRunner.foreseen`): the next step is then started before anybody looks at them, so that a
-        device computes while its host works.
+        `with_draws` is for a model that makes a step's draws. Where it decides a step's tokens by itself, the next step
+        is started before anybody looks at them, so that a device computes while its host works.
         """
         self.scheduler = scheduler
         self.num_steps = 0
@@ -76,8 +68,7 @@ class EngineCore:
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
         self._prefix_salt = prefix_salt
-        self._greatest = greatest
-        self._foreseen = foreseen
+        self._with_draws = with_draws
         self._clock = clock
         self._requests: dict[str, RequestState] = {}
         self._due: dict[str, RequestState] = {}
@@ -189,7 +180,7 @@ class EngineCore:
         self._ahead = self._start_next(step)
         wanted = {entry.sequence for entry in plan.scheduled}
         ended: list[tuple[RequestState, str | None, str | None]] = []
-        for sequence, next_token in zip(step.sampling, step.samples(self._greatest), strict=True):
+        for sequence, next_token in zip(step.sampling, step.samples(), strict=True):
             if sequence not in wanted:  # it ended after the step was started
                 continue
             state = self._requests[sequence.request_id]
@@ -213,12 +204,11 @@ class EngineCore:
 
     def _start(self, plan: Plan, rows: Mapping[Sequence, int] | None = None) -> _StartedStep:
         sampling = [entry.sequence for entry in plan.scheduled if entry.samples]
-        logits = self._run_model(make_step(plan, rows, with_draws=self._foreseen is not None))
-        return _StartedStep(plan, sampling, logits, self._foreseen(logits) if self._foreseen is not None else None)
+        return _StartedStep(plan, sampling, self._run_model(make_step(plan, rows, with_draws=self._with_draws)))
 
     def _start_next(self, step: _StartedStep) -> _StartedStep | None:
         """Start the step after this one, if nothing but its tokens is open."""
-        if step.foreseen is None or (ahead := self.scheduler.schedule_ahead(step.plan)) is None:
+        if not step.computed.is_decided or (ahead := self.scheduler.schedule_ahead(step.plan)) is None:
             return None
         return self._start(ahead, {sequence: row for row, sequence in enumerate(step.sampling)})
 

@@ -17,7 +17,7 @@ from models.rope import RopeType
 from workers.engine.decode_inputs import DecodeInputs
 from workers.engine.device_memory import StreamMark, host_memory
 from workers.engine.messages import Step
-from workers.engine.model_runner import ModelRunner
+from workers.engine.model_runner import Computed, ModelRunner
 from workers.engine.sampler import MIN_TEMPERATURE, draw
 
 #: Logits [size, vocab_size] float32, and the greatest of each row [size] int64 (-1 where one is not finite).
@@ -56,26 +56,21 @@ class CudaRecorder:
 
 
 class _ChosenTokens:
-    """What a recorded step chose, on its way to the host: the greatest logits' tokens, or those that were drawn."""
+    """What a recorded step chose, on its way to the host."""
 
     def __init__(self, max_num_sequences: int, device: torch.device) -> None:
         self._token_ids = host_memory((max_num_sequences,), torch.int64, device)
         self._arrived = StreamMark(device)
-        #: From which it was chosen.
-        self.logits = torch.empty(0)
-        #: Whether that is what the step asked for: it may ask for more than a runner knows of.
-        self.is_final = False
 
-    def fetch(self, step: Step, logits: Tensor, token_ids: Tensor) -> None:
-        self.logits = logits
-        self.is_final = step.is_plain or bool(step.draws)
+    def fetch(self, token_ids: Tensor) -> Callable[[], Tensor]:
+        """Start on the way. What is returned waits for [rows] int64 on the host; the next call takes their place."""
         self._token_ids[: len(token_ids)].copy_(token_ids, non_blocking=True)
         self._arrived.set()
+        return partial(self._wait, len(token_ids))
 
-    def token_ids(self) -> Tensor:
-        """[rows] int64 on the host, -1 where logits are not finite, as soon as the step has ended."""
+    def _wait(self, num: int) -> Tensor:
         self._arrived.wait()
-        return self._token_ids[: len(self.logits)]
+        return self._token_ids[:num]
 
 
 class GraphRunner(ModelRunner):
@@ -84,6 +79,8 @@ class GraphRunner(ModelRunner):
     All other steps run as ModelRunner's. For one rank, with kernels that never wait for the device and know padding
     (`TritonKernels`); see `can_record`.
     """
+
+    takes_draws = True
 
     def __init__(
         self,
@@ -101,7 +98,7 @@ class GraphRunner(ModelRunner):
         #: What the last recorded step chose, by row, for the next: it stays on the device.
         self._chosen = torch.zeros(max_num_sequences, dtype=torch.int64, device=device)
         #: Of the last two recorded steps, the later one last: it may be started before the other's is looked at.
-        self._results = deque(_ChosenTokens(max_num_sequences, device) for _ in range(2))
+        self._on_the_way = deque(_ChosenTokens(max_num_sequences, device) for _ in range(2))
         with torch.inference_mode():
             # The largest first, so that the smaller ones find the memory that they need in the pool.
             self._recorded = {
@@ -110,33 +107,17 @@ class GraphRunner(ModelRunner):
         self._sizes = sorted(self._recorded)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> Tensor:
-        """As ModelRunner's, but returns while the device computes; the next step overwrites a recorded one's logits."""
+    def run(self, step: Step) -> Computed:
+        """As ModelRunner's, but returns while the device computes."""
         if not self._is_recorded(step):
             return super().run(step)
         num = len(step.token_ids)
         size = next(size for size in self._sizes if size >= num)
         self._inputs.fill(step, size)
         logits, greatest = (rows[:num] for rows in self._recorded[size]())
-        self._results.rotate(-1)
-        self._results[-1].fetch(step, logits, self._draw(logits, greatest) if step.draws else greatest)
-        return logits
-
-    def foreseen(self, logits: Tensor) -> Callable[[], Tensor] | None:
-        """The tokens of what `run` returned, if they are chosen already and the next step may be run meanwhile.
-
-        [rows] int64 on the host, -1 where logits are not finite; asking for them waits for the step to end.
-        """
-        result = self._result(logits)
-        return result.token_ids if result is not None and result.is_final else None
-
-    def greatest(self, logits: Tensor) -> Tensor:
-        """As `Kernels.greatest`; of a recorded step that drew nothing on the host, as soon as it has ended."""
-        result = self._result(logits)
-        return super().greatest(logits) if result is None else result.token_ids()
-
-    def _result(self, logits: Tensor) -> _ChosenTokens | None:
-        return next((result for result in self._results if result.logits is logits), None)
+        chosen = self._draw(logits, greatest) if step.draws else greatest
+        self._on_the_way.rotate(-1)
+        return Computed(logits, self._on_the_way[-1].fetch(chosen), is_decided=step.is_plain or bool(step.draws))
 
     def _draw(self, logits: Tensor, greatest: Tensor) -> Tensor:
         """Token ids [rows], for the next step, too."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +62,24 @@ def _draws(plan: Plan, context_lengths: list[int]) -> list[Draw]:
     return draws
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a step came to: one row for each sequence that samples. The followers of rank 0 have none."""
+
+    #: [rows, vocab_size] float32. The next step may overwrite it. No columns where several ranks looked for the
+    #: likeliest tokens together, and nothing else was asked for.
+    logits: Tensor
+    #: The likeliest token of every row, or what the step's draws chose; -1 where logits are not finite. int64 [rows]
+    #: on the host; waits for the step to end.
+    token_ids: Callable[[], Tensor]
+    #: Whether these are all that was asked for: then the next step can be run before anybody looks at them.
+    is_decided: bool = False
+
+
 class ModelRunner:
+    #: Whether it makes the draws that a step asks for.
+    takes_draws = False
+
     def __init__(
         self, decoder: Decoder, cache: KVCache, device: torch.device, cache_memory: CacheMemory | None = None
     ) -> None:
@@ -68,20 +87,14 @@ class ModelRunner:
         self._cache = cache
         self._device = device
         self.cache_memory = cache_memory
-        #: What `run` returned last in place of logits, and the likeliest tokens of its rows.
-        self._known: tuple[Tensor, Tensor] | None = None
 
-    def run(self, step: Step) -> Tensor:
-        """Compute the step's tokens, and the logits of those that sample.
-
-        Returns [sampling sequences, vocab_size] float32 on rank 0, and no rows on the others. With several ranks and
-        a plain step the rows are empty, and `greatest` knows what is wanted of them.
-        """
+    def run(self, step: Step) -> Computed:
+        """Compute the step's tokens, and the logits of those that sample."""
         with self.cache_memory.untouched() if self.cache_memory is not None else nullcontext():
             return self._run(step)
 
     @torch.inference_mode()
-    def _run(self, step: Step) -> Tensor:
+    def _run(self, step: Step) -> Computed:
         spans = [
             np.arange(context - query, context)
             for query, context in zip(step.query_lengths, step.context_lengths, strict=True)
@@ -102,19 +115,12 @@ class ModelRunner:
             self._tensor(ends[np.asarray(step.samples, dtype=bool)]),
         )
         if not any(step.samples):
-            return torch.empty(0, self._decoder.config.vocab_size, device=self._device)
+            return Computed(torch.empty(0, self._decoder.config.vocab_size), lambda: torch.empty(0, dtype=torch.int64))
         if step.is_plain and self._decoder.sharding.world_size > 1:
             likeliest = self._decoder.greatest(hidden)
-            self._known = torch.empty(len(likeliest), 0), likeliest
-            return self._known[0]
-        logits: Tensor = self._decoder.logits(hidden)
-        return logits
-
-    def greatest(self, logits: Tensor) -> Tensor:
-        """As `Kernels.greatest`, of what `run` returned."""
-        if self._known is not None and logits is self._known[0]:
-            return self._known[1]
-        return self._decoder.kernels.greatest(logits)
+            return Computed(torch.empty(len(likeliest), 0), lambda: likeliest)
+        logits = self._decoder.logits(hidden)
+        return Computed(logits, partial(self._decoder.kernels.greatest, logits))
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
@@ -127,7 +133,7 @@ class LeadingRunner:
         self._runner = runner
         self._followers = followers
 
-    def run(self, step: Step) -> Tensor:
+    def run(self, step: Step) -> Computed:
         """As ModelRunner's. Raises ChannelClosed if a follower is gone."""
         if self._followers:
             encoded = encode(step)

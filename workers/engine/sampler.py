@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.kernels.interface import PLAIN
 from workers.engine.messages import Draw
 from workers.engine.randomness import draw_key, exponentials
 from workers.engine.sequence import Sequence
@@ -31,15 +29,12 @@ class Sample:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-def sample(
-    logits: Tensor, sequences: Rows[Sequence], greatest: Callable[[Tensor], Tensor] = PLAIN.greatest
-) -> list[Sample | None]:
+def sample(logits: Tensor, sequences: Rows[Sequence], likeliest: list[int]) -> list[Sample | None]:
     """Choose a token per row of logits [rows, vocab_size] float32; None for a row that is not finite.
 
     In the order of OpenAI's and vLLM's: bias and penalties, temperature, top_k, top_p, draw. Every row is treated by
-    itself, and drawn by (seed, choice, position) alone. `greatest` is that of a decoder's kernels.
+    itself, and drawn by (seed, choice, position) alone. `likeliest` are the rows' tokens, as of `Kernels.greatest`.
     """
-    likeliest: list[int] = greatest(logits).tolist()
     samples = [Sample(token_id) if token_id >= 0 else None for token_id in likeliest]
     rows = [row for row, sequence in enumerate(sequences) if likeliest[row] >= 0 and not is_plain(sequence)]
     if rows:

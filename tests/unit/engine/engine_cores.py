@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from models.checkpoint import load_decoder
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.kernels.interface import PLAIN
 from models.layers.attention import KVCache
 from pipeline.schemas.generation import GenerationParams
 from pipeline.tokenization import Tokenizer
@@ -19,7 +18,7 @@ from workers.backends.protocol import EngineRequest, Outcome
 from workers.engine.block_manager import BlockManager
 from workers.engine.engine import EngineCore
 from workers.engine.messages import Step
-from workers.engine.model_runner import ModelRunner
+from workers.engine.model_runner import Computed, ModelRunner
 from workers.engine.scheduler import Scheduler
 
 
@@ -51,12 +50,12 @@ class SpyRunner(ModelRunner):
         self.steps: list[Step] = []
         self.poison: dict[int, int] = {}
 
-    def run(self, step: Step) -> Tensor:
-        logits = super().run(step).clone()
+    def run(self, step: Step) -> Computed:
+        logits = super().run(step).logits.clone()
         if (row := self.poison.get(len(self.steps))) is not None:
             logits[row, 3] = float("nan")
         self.steps.append(step)
-        return logits
+        return Computed(logits, lambda: PLAIN.greatest(logits))
 
 
 def make_core(

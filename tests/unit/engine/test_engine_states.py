@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +19,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from tokenizer_folders import byte_level
-from torch import Tensor
 
 from models.kernels.interface import PLAIN
 from pipeline.schemas.generation import GenerationParams
@@ -29,6 +27,7 @@ from workers.backends.protocol import EngineRequest, Outcome, OutcomeStatus
 from workers.engine.block_manager import BlockManager
 from workers.engine.engine import EngineCore
 from workers.engine.messages import Step
+from workers.engine.model_runner import Computed
 from workers.engine.scheduler import Scheduler
 
 VOCAB_SIZE = 8
@@ -46,14 +45,15 @@ def next_token(token_ids: list[int]) -> int:
 class FakeModel:
     """Knows of a sequence what the cache holds at the slots of its blocks, and nothing else."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, *, decides: bool) -> None:
         self._block_size = block_size
+        self._decides = decides
         self._tokens: dict[int, int] = {}
         self._chosen: list[int] = []
         self.num_tokens = 0
         self.num_unknown_tokens = 0
 
-    def run(self, step: Step) -> Tensor:
+    def run(self, step: Step) -> Computed:
         self.num_tokens += len(step.token_ids)
         self.num_unknown_tokens += sum(token_id < 0 for token_id in step.token_ids)
         flat = iter([token_id if token_id >= 0 else self._chosen[~token_id] for token_id in step.token_ids])
@@ -68,13 +68,10 @@ class FakeModel:
         self._chosen = [next_token(token_ids) for token_ids in rows]
         for row, chosen in enumerate(self._chosen):
             logits[row, chosen] = torch.nan if chosen == BROKEN else 1.0
-        return logits
-
-    def foreseen(self, logits: Tensor) -> Callable[[], Tensor]:
-        """Nobody may look at the logits themselves, which the next step could have overwritten."""
         token_ids = PLAIN.greatest(logits)
-        logits.fill_(torch.nan)
-        return lambda: token_ids
+        if self._decides:
+            logits.fill_(torch.nan)  # nobody may look at what the next step could have overwritten
+        return Computed(logits, lambda: token_ids, is_decided=self._decides)
 
     def _slot(self, step: Step, row: int, position: int) -> int:
         return step.block_tables[row][position // self._block_size] * self._block_size + position % self._block_size
@@ -90,21 +87,18 @@ class EngineMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 4),
         max_num_sequences=st.integers(1, 6),
         step_tokens=st.integers(1, 16),
-        is_foreseen=st.booleans(),
+        decides=st.booleans(),
     )
-    def start(
-        self, num_blocks: int, block_size: int, max_num_sequences: int, step_tokens: int, is_foreseen: bool
-    ) -> None:
-        self.model = FakeModel(block_size)
+    def start(self, num_blocks: int, block_size: int, max_num_sequences: int, step_tokens: int, decides: bool) -> None:
+        self.model = FakeModel(block_size, decides=decides)
         blocks = BlockManager(num_blocks, block_size)
         self.core = EngineCore(
             run_model=self.model.run,
             scheduler=Scheduler(blocks, max_num_sequences=max_num_sequences, step_tokens=step_tokens),
             tokenizer=self.tokenizer,
             eos_token_ids={EOS},
-            foreseen=self.model.foreseen if is_foreseen else None,
         )
-        self.is_foreseen = is_foreseen
+        self.decides = decides
         self.capacity = blocks.num_tokens
         self.requests: dict[str, EngineRequest] = {}
         self.outcomes: dict[str, Outcome] = {}
@@ -149,7 +143,7 @@ class EngineMachine(RuleBasedStateMachine):
         outcomes = self.core.run(plan)
         num_ahead = self.model.num_unknown_tokens - num_unknown
         assert self.model.num_tokens == before + num_ahead, "a step ran twice, or not at all"
-        assert self.is_foreseen or not num_ahead
+        assert self.decides or not num_ahead
         self.seen["tokens ahead"] += num_ahead
         self.core.scheduler.check_integrity()
         self.take(outcomes)

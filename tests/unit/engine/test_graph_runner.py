@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 from engine_cores import Model, answer, make_request, run_all
 from model_folders import random_llama
-from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed: there is none for this system")
 
@@ -23,6 +23,7 @@ from workers.engine.decode_inputs import DecodeInputs
 from workers.engine.engine import EngineCore
 from workers.engine.graph_runner import Decoded, GraphRunner, can_record, padded_sizes
 from workers.engine.messages import Step
+from workers.engine.model_runner import Computed
 from workers.engine.scheduler import Scheduler
 
 CPU = torch.device("cpu")
@@ -73,8 +74,7 @@ def make_graph_core(
         scheduler=Scheduler(BlockManager(num_blocks, 4), max_num_sequences=max_num_sequences, step_tokens=24),
         tokenizer=model.tokenizer,
         eos_token_ids=eos_token_ids,
-        greatest=runner.greatest,
-        foreseen=runner.foreseen,
+        with_draws=True,
     )
     return core, cache, recorder
 
@@ -111,24 +111,20 @@ def test_answers_are_those_of_steps_that_are_not_recorded(folder: Path) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_step_is_started_before_anybody_looked_at_the_one_before(folder: Path, temperature: float) -> None:
     core, _, _ = make_graph_core(Model.load(folder), max_num_sequences=2)
-    run_model, foreseen = core._run_model, core._foreseen
-    assert foreseen is not None
+    run_model = core._run_model
     events: list[str] = []
 
-    def run(step: Step) -> Tensor:
+    def run(step: Step) -> Computed:
         events.append(f"run {step.context_lengths}" + (" ahead" if min(step.token_ids) < 0 else ""))
-        return run_model(step)
+        computed = run_model(step)
+        return replace(computed, token_ids=lambda: events.append("look") or computed.token_ids())
 
-    def spy(logits: Tensor) -> Callable[[], Tensor] | None:
-        look = foreseen(logits)
-        return None if look is None else lambda: events.append("look") or look()
-
-    core._run_model, core._foreseen = run, spy
+    core._run_model = run
     core.submit(make_request("a", range(6), max_tokens=4, temperature=temperature))
     core.submit(make_request("b", range(7, 10), max_tokens=3, temperature=temperature, seed=3))
     run_all(core)
     assert events == [
-        "run [6, 3]",
+        *("run [6, 3]", "look"),
         *("run [7, 4]", "run [8, 5] ahead", "look"),
         *("run [9] ahead", "look", "look"),
     ]

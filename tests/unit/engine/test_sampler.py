@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models.kernels.interface import PLAIN
 from pipeline.schemas.generation import GenerationParams
 from workers.engine.randomness import draw_key, exponentials
 from workers.engine.sampler import Sample, draw, draw_of, sample
@@ -32,8 +33,12 @@ def make_sequence(generated: tuple[int, ...] = (), seed: int = 1, index: int = 0
     return sequence
 
 
+def sample_rows(logits: Tensor, sequences: list[Sequence]) -> list[Sample | None]:
+    return sample(logits, sequences, PLAIN.greatest(logits).tolist())
+
+
 def sample_one(logits: Tensor, sequence: Sequence) -> Sample:
-    (one,) = sample(logits.unsqueeze(0), [sequence])
+    (one,) = sample_rows(logits.unsqueeze(0), [sequence])
     assert one is not None
     return one
 
@@ -41,7 +46,7 @@ def sample_one(logits: Tensor, sequence: Sequence) -> Sample:
 def draw_many(logits: Tensor, num: int = 4000, **params: Any) -> Tensor:
     """How often each token is drawn, over so many seeds."""
     sequences = [make_sequence(seed=seed, **params) for seed in range(num)]
-    samples = sample(logits.expand(num, -1), sequences)
+    samples = sample_rows(logits.expand(num, -1), sequences)
     token_ids = torch.tensor([one.token_id for one in samples if one is not None])
     return torch.bincount(token_ids, minlength=len(logits))
 
@@ -63,7 +68,7 @@ def allowed_by_plain_rule(logits: Tensor, *, temperature: float, top_k: int, top
 
 def test_temperature_zero_is_the_likeliest_token() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
-    samples = sample(logits, [make_sequence(temperature=0.0)] * 2)
+    samples = sample_rows(logits, [make_sequence(temperature=0.0)] * 2)
     assert [one and one.token_id for one in samples] == [1, 0]
 
 
@@ -90,7 +95,7 @@ def test_a_draw_alone_decides_as_all_of_sampling_does() -> None:
     draws = [draw_of(sequence, sequence.num_generated_tokens) for sequence in sequences]
     temperatures, *keys = zip(*[one for one in draws if one is not None], strict=True)
     drawn = draw(logits, torch.tensor(temperatures), torch.tensor(keys, dtype=torch.int32).T)
-    assert drawn.tolist() == [one and one.token_id for one in sample(logits, sequences)]
+    assert drawn.tolist() == [one and one.token_id for one in sample_rows(logits, sequences)]
 
 
 def test_the_likeliest_is_a_draw_at_no_temperature() -> None:
@@ -171,7 +176,7 @@ def test_a_draw_depends_on_seed_choice_and_position_alone() -> None:
     alone = sample_one(logits, wanted)
     others = [make_sequence(seed=seed, temperature=0.5, top_k=3, logprobs=2) for seed in range(7)]
     crowd = torch.cat([torch.randn(7, 1000, generator=rng), logits.unsqueeze(0)])
-    assert sample(crowd, [*others, wanted])[-1] == alone
+    assert sample_rows(crowd, [*others, wanted])[-1] == alone
     for changed in (
         make_sequence((5, 6), seed=43, index=1),
         make_sequence((5, 6), seed=42, index=0),
@@ -198,7 +203,7 @@ def test_logprobs_are_those_of_the_raw_distribution() -> None:
 
 def test_each_row_reports_as_many_logprobs_as_it_asked_for() -> None:
     logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(0))
-    samples = sample(logits, [make_sequence(), make_sequence(logprobs=0), make_sequence(logprobs=5)])
+    samples = sample_rows(logits, [make_sequence(), make_sequence(logprobs=0), make_sequence(logprobs=5)])
     assert [one and one.logprob is None for one in samples] == [True, False, False]
     assert [one and len(one.top_logprobs) for one in samples] == [0, 0, 5]
 
@@ -208,9 +213,9 @@ def test_each_row_reports_as_many_logprobs_as_it_asked_for() -> None:
 def test_a_row_that_is_not_finite_has_no_token_and_changes_no_other(bad: float, temperature: float) -> None:
     logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(0))
     sequences = [make_sequence(seed=seed, temperature=temperature, top_p=0.9, logprobs=1) for seed in range(3)]
-    whole = sample(logits, sequences)
+    whole = sample_rows(logits, sequences)
     logits[1, 17] = bad
-    assert sample(logits, sequences) == [whole[0], None, whole[2]]
+    assert sample_rows(logits, sequences) == [whole[0], None, whole[2]]
 
 
 def test_draws_of_many_keys_are_exponential_and_uncorrelated() -> None:
