@@ -62,6 +62,14 @@ sanitize: $(STAMP)  ## Runs the tests of the CPU kernels with address and undefi
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 RZ_CPU_KERNELS=$(CURDIR)/$(SANITIZED)/_kernels.so \
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/kernels $(PYTEST_FLAGS)
 
+EMULATED := build/emulate
+emulate: $(STAMP)  ## Runs the tests of the CPU kernels for AVX512 and AMX on a machine without, by plain functions
+	cmake -S models/kernels/cpu/src -B $(EMULATED) -DCMAKE_BUILD_TYPE=Release \
+	    -DEMULATED_INSTRUCTIONS=$(CURDIR)/tests/unit/kernels/emulated_instructions.hpp
+	cmake --build $(EMULATED) --parallel
+	RZ_CPU_KERNELS=$(CURDIR)/$(EMULATED)/_kernels.so \
+	$(BIN)/python -m pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) tests/unit/kernels $(PYTEST_FLAGS)
+
 lint: $(STAMP)  ## Checks style, types and the borders between packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -102,7 +102,9 @@ static const Table* const tables[] = {
 };
 
 static bool usable(const Table* table) {
-#if defined(__x86_64__)
+#if defined(RZ_EMULATED)
+  return table == &portable_table || cpu_has("avx2");
+#elif defined(__x86_64__)
   return cpu_has(table->isa);
 #else
   return table == &portable_table;

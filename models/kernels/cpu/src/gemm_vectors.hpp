@@ -83,7 +83,7 @@ struct Widened<Int8> {
 // One after the other: GCC would take many at once, for which there are no registers.
 template <class V>
 inline V in_order(V v) {
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(RZ_EMULATED)
   asm volatile("" : "+v"(v));
 #endif
   return v;
