@@ -61,13 +61,24 @@ class Decoder(nn.Module):
         no further than the last attention, and the result is [rows, hidden].
         """
         residual: Tensor = self.embedding(token_ids)
-        delta: Tensor | None = None
         rotation = self.rotary(positions, prompt_lengths)
+        if rows is None and self.sharding.world_size == 1:
+            delta, residual = self.kernels.layers(self._run_layers, residual, rotation, attention)
+        else:
+            delta, residual = self._run_layers(residual, rotation, attention, rows)
+        normed: Tensor = self.norm(delta, residual)[0]
+        return normed
+
+    def _run_layers(
+        self, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the last layer adds, and what it adds that to."""
+        delta: Tensor | None = None
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             delta, residual = layer(delta, residual, rotation, attention, rows if index == last else None)
-        normed: Tensor = self.norm(delta, residual)[0]
-        return normed
+        assert delta is not None
+        return delta, residual
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab_size] float32 on rank 0, [0, vocab_size] on the others. All ranks call it."""

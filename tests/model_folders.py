@@ -20,8 +20,8 @@ def random_llama(folder: Path, *, seed: int = 0, context_length: int = 128, **co
     byte_level(
         folder,
         context_length=context_length,
-        architectures=["LlamaForCausalLM"],
         **{
+            "architectures": ["LlamaForCausalLM"],
             "hidden_size": 64,
             "intermediate_size": 96,
             "num_hidden_layers": 2,

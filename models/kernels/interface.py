@@ -18,6 +18,10 @@ Projection = Callable[[Tensor], Tensor]
 Lookup = Callable[[Tensor], Tensor]
 
 
+#: Residual, rotation (cosine and sine) and attention -> what is to be added to the residual at last, and the residual.
+Layers = Callable[[Tensor, tuple[Tensor, Tensor], Attention], tuple[Tensor, Tensor]]
+
+
 class Kernels(Protocol):
     """Operations of one device. A result may lie in memory that the next call of the same kind takes again."""
 
@@ -65,6 +69,11 @@ class Kernels(Protocol):
 
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
         """The attention of one step."""
+
+    def layers(
+        self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        """All layers of one rank, which compute with these kernels and are the same in every step: run, or repeated."""
 
     def greatest(self, logits: Tensor) -> Tensor:
         """[rows, entries] -> [rows] int64: the first greatest of each row; -1 where one is not finite."""
@@ -116,6 +125,11 @@ class PlainKernels:
 
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
         return PagedAttention(cache, step)
+
+    def layers(
+        self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        return layers(residual, rotation, attention)
 
     def greatest(self, logits: Tensor) -> Tensor:
         return logits.argmax(dim=-1).where(torch.isfinite(logits).all(dim=-1), -1)

@@ -106,13 +106,15 @@ class ModelRunner:
             block_size=self._cache.block_size,
             device=self._device,
         )
-        ends = np.cumsum(step.query_lengths) - 1
+        samples = np.asarray(step.samples, dtype=bool)
+        # Where every token is sampled from, none is left out after the last attention.
+        is_whole = len(step.token_ids) == samples.sum()
         hidden = self._decoder(
             self._tensor(np.asarray(step.token_ids, dtype=np.int64)),
             self._tensor(np.concatenate(spans)),
             self._decoder.kernels.attention(self._cache, metadata),
             self._tensor(np.repeat(step.prompt_lengths, step.query_lengths)),
-            self._tensor(ends[np.asarray(step.samples, dtype=bool)]),
+            None if is_whole else self._tensor((np.cumsum(step.query_lengths) - 1)[samples]),
         )
         if not any(step.samples):
             return Computed(torch.empty(0, self._decoder.config.vocab_size), lambda: torch.empty(0, dtype=torch.int64))

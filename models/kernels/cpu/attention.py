@@ -8,19 +8,19 @@ from ctypes import c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from models.kernels.cpu.library import TYPES, library
+from models.kernels.cpu.library import TYPES, Native, library
 from models.layers.attention import Attention, KVCache, PagedAttention, StepMetadata
 
 #: Of kernels.hpp.
 MAX_HEAD_DIM = 256
 
 
-def paged_attention(cache: KVCache, step: StepMetadata) -> Attention:
+def paged_attention(cache: KVCache, step: StepMetadata, native: Native | None = None) -> Attention:
     """The native kernel where it was built and knows the cache's type and sizes, else the torch reference.
 
     A cache is used by the one or by the other for as long as it lives: they arrange a block's elements differently.
     """
-    return CpuPagedAttention(cache, step) if is_supported(cache) else PagedAttention(cache, step)
+    return CpuPagedAttention(cache, step, native) if is_supported(cache) else PagedAttention(cache, step)
 
 
 def is_supported(cache: KVCache) -> bool:
@@ -43,15 +43,15 @@ class CpuPagedAttention:
     number of threads. What a call returns is overwritten by the next layer's.
     """
 
-    def __init__(self, cache: KVCache, step: StepMetadata) -> None:
-        native = library()
+    def __init__(self, cache: KVCache, step: StepMetadata, native: Native | None = None) -> None:
+        native = native or library()
         if native is None or not is_supported(cache):
             keys = cache.keys[0]
             raise ValueError(
                 f"The native kernel can't serve {keys.dtype} with heads of {keys.shape[-1]} on {keys.device}, or was "
                 "not built; use paged_attention(), which falls back to the torch reference."
             )
-        self._kernel = native.rz_paged_attention
+        self._native = native
         self._keys, self._values = cache.keys, cache.values
         self._kept_alive = step
         self._out: Tensor | None = None
@@ -79,7 +79,7 @@ class CpuPagedAttention:
         query_strides, key_strides, value_strides = query.stride(), key.stride(), value.stride()
         if not query_strides[1:] == key_strides[1:] == value_strides[1:] == self._row:
             return self(layer, query.contiguous(), key.contiguous(), value.contiguous(), window)
-        self._kernel(
+        self._native.rz_paged_attention(
             self._step_at,
             self._keys[layer].data_ptr(),
             self._values[layer].data_ptr(),
@@ -93,6 +93,19 @@ class CpuPagedAttention:
             out.data_ptr(),
         )
         return out
+
+    def can_become(self, other: CpuPagedAttention) -> bool:
+        """Whether `other` is of the same cache, and of as many tokens."""
+        return (
+            self._keys is other._keys
+            and self._values is other._values
+            and self._step.num_tokens == other._step.num_tokens
+        )
+
+    def become(self, other: CpuPagedAttention) -> None:
+        """Let the calls that were made attend in another step, for as long as `other` lives."""
+        other._step.heads = self._step.heads
+        ctypes.memmove(self._step_at, other._step_at, ctypes.sizeof(_PagedStep))
 
     def _begin(self, query: Tensor) -> Tensor:
         """The step's first layer tells the number of heads."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ctypes import CDLL
-
 from torch import Tensor
 from torch.nn import functional
 
-from models.kernels.cpu.library import TYPES
+from models.kernels.cpu.library import TYPES, Native
 from models.kernels.interface import rms_norm
 
 
-def add_rms_norm(native: CDLL, delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+def add_rms_norm(
+    native: Native, delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float, out: Tensor
+) -> None:
     """Add delta to residual, in place, and write the RMS norm of that to `out`; all [rows, size], contiguous.
 
     `out` is of the type of the weight, float32 or bfloat16; delta and residual are both of that type, or both float32.
@@ -36,7 +36,7 @@ def add_rms_norm_reference(delta: Tensor | None, residual: Tensor, weight: Tenso
     return rms_norm(total.float(), weight.float(), eps).to(weight.dtype), total
 
 
-def silu_mul(native: CDLL, gate_up: Tensor, out: Tensor) -> None:
+def silu_mul(native: Native, gate_up: Tensor, out: Tensor) -> None:
     """Write silu(gate) * up to `out` [rows, size]; gate_up [rows, 2 * size], gate before up.
 
     Both contiguous, and of one type: float32 or bfloat16.

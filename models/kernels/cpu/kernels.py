@@ -7,13 +7,14 @@ from ctypes import CDLL
 import torch
 from torch import Tensor
 
-from models.kernels.cpu.attention import paged_attention
+from models.kernels.cpu.attention import CpuPagedAttention, paged_attention
 from models.kernels.cpu.elementwise import add_rms_norm, silu_mul
-from models.kernels.cpu.library import TYPES, library
+from models.kernels.cpu.library import TYPES, Calls, library
 from models.kernels.cpu.linear import PackedLinear
 from models.kernels.cpu.memory import Arena, Workspace
+from models.kernels.cpu.repetition import RepeatedLayers
 from models.kernels.cpu.rotary import norm_rotate
-from models.kernels.interface import PLAIN, Kernels, Lookup, Projection
+from models.kernels.interface import PLAIN, Kernels, Layers, Lookup, Projection
 from models.layers.attention import Attention, KVCache, StepMetadata
 
 
@@ -31,10 +32,12 @@ class CpuKernels:
     """
 
     def __init__(self, native: CDLL, *, is_quantised: bool) -> None:
-        self._native = native
+        self._native = Calls(native)
         self._is_quantised = is_quantised
         self._arena = Arena()
         self._workspace = Workspace()
+        self._repeated = RepeatedLayers(self._native, self._workspace)
+        self._is_native_alone = True
 
     def add_norm(self, delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         rows, size = residual.shape
@@ -52,7 +55,16 @@ class CpuKernels:
         num_heads: tuple[int, int],
     ) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys = num_heads
-        norm_rotate(heads.flatten(1), *rotation, query_norm, key_norm, eps, num_heads=queries, num_kv_heads=keys)
+        norm_rotate(
+            heads.flatten(1),
+            *rotation,
+            query_norm,
+            key_norm,
+            eps,
+            num_heads=queries,
+            num_kv_heads=keys,
+            native=self._native,
+        )
         return heads[:, :queries], heads[:, queries : queries + keys], heads[:, queries + keys :]
 
     def projection(
@@ -81,6 +93,7 @@ class CpuKernels:
         self, weight: Tensor, bias: Tensor | None, *, is_gated: bool, dtype: torch.dtype | None
     ) -> Projection:
         """By torch, which multiplies float32 as fast as can be."""
+        self._is_native_alone = False
         project = PLAIN.projection(weight, bias, dtype=dtype)
         if not is_gated:
             return project
@@ -100,7 +113,14 @@ class CpuKernels:
         return lambda token_ids: look_up(token_ids).float()
 
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
-        return paged_attention(cache, step)
+        return paged_attention(cache, step, self._native)
+
+    def layers(
+        self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        if self._is_native_alone and isinstance(attention, CpuPagedAttention):
+            return self._repeated.run(layers, residual, rotation, attention)
+        return layers(residual, rotation, attention)
 
     def greatest(self, logits: Tensor) -> Tensor:
         rows, entries = logits.shape

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ctypes import CDLL, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 # Its OpenMP must be the one that torch computes with, or two pools of threads take turns on the same cores: loaded
 # after torch, the library finds torch's under the name that it asks for.
@@ -44,12 +47,46 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
 }
 
 
+#: A function of the library that returns nothing, and what it is called with.
+Call = tuple[Callable[..., None], tuple[Any, ...]]
+
+
+class Calls(SimpleNamespace):
+    """The library's kernels, by their names; what is called of them can be kept."""
+
+    def __init__(self, native: CDLL) -> None:
+        super().__init__(**{name: getattr(native, name) for name in _SIGNATURES})
+
+    @contextmanager
+    def kept(self) -> Iterator[list[Call]]:
+        """Within, all that is called of this object, in order."""
+        calls: list[Call] = []
+        functions = dict(vars(self))
+        vars(self).update({name: _kept(function, calls) for name, function in functions.items()})
+        try:
+            yield calls
+        finally:
+            vars(self).update(functions)
+
+
+def _kept(function: Callable[..., None], calls: list[Call]) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        calls.append((function, arguments))
+        function(*arguments)
+
+    return call
+
+
+#: Whatever has the kernels by their names.
+Native = CDLL | Calls
+
+
 @cache
-def library() -> ctypes.CDLL | None:
+def library() -> CDLL | None:
     """The library; None where it was not built."""
     if not _PATH.exists():
         return None
-    loaded = ctypes.CDLL(str(_PATH))
+    loaded = CDLL(str(_PATH))
     for name, signature in _SIGNATURES.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = signature, None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from ctypes import CDLL
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.kernels.cpu.library import TYPES
+from models.kernels.cpu.library import TYPES, Native
 from models.kernels.cpu.memory import Arena, Workspace
 
 #: Outputs are computed in pairs of panels of 16; inputs in lines of 64 bytes.
@@ -27,7 +25,7 @@ class PackedLinear:
 
     def __init__(
         self,
-        native: CDLL,
+        native: Native,
         weight: Tensor,
         bias: Tensor | None,
         *,

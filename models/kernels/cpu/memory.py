@@ -95,6 +95,8 @@ class Workspace:
     """Buffers by name. What is taken is valid until the same name is taken again."""
 
     def __init__(self) -> None:
+        #: Rises when a buffer is replaced by a larger one: addresses of before are nobody's then.
+        self.generation = 0
         self._buffers: dict[Any, Tensor] = {}
         self._views: dict[Any, Tensor] = {}
 
@@ -106,6 +108,7 @@ class Workspace:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < rows * columns:
             buffer = self._buffers[name] = _buffer(rows * columns, dtype)
+            self.generation += 1
         view = self._views[name] = buffer[: rows * columns].view(rows, columns)
         return view
 

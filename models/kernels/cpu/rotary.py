@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.kernels.cpu.library import TYPES, library
+from models.kernels.cpu.library import TYPES, Native, library
 
 
 def norm_rotate(
@@ -18,13 +18,14 @@ def norm_rotate(
     *,
     num_heads: int,
     num_kv_heads: int,
+    native: Native | None = None,
 ) -> None:
     """Norm each head of query and key by its root mean square, then rotate it; in place, and value stays.
 
     qkv [tokens, (heads + 2 kv_heads) * head_dim], contiguous; cosine and sine [tokens, head_dim / 2] float32, as
     `Rotary` gives them; the weights [head_dim] of qkv's type, or None for no norm. Computed in float32, rounded once.
     """
-    native = library()
+    native = native or library()
     if native is None or qkv.dtype not in TYPES or qkv.device.type != "cpu":
         norm_rotate_reference(
             qkv, cosine, sine, query_weight, key_weight, eps, num_heads=num_heads, num_kv_heads=num_kv_heads

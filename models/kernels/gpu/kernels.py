@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from models.kernels.gpu import rows as row_kernels
 from models.kernels.gpu.attention import TritonPagedAttention
-from models.kernels.interface import PLAIN, Lookup, Projection
+from models.kernels.interface import PLAIN, Layers, Lookup, Projection
 from models.layers.attention import Attention, KVCache, StepMetadata
 
 
@@ -53,6 +53,11 @@ class TritonKernels:
 
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
         return TritonPagedAttention(cache, step)
+
+    def layers(
+        self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        return layers(residual, rotation, attention)
 
     def greatest(self, logits: Tensor) -> Tensor:
         return row_kernels.greatest(logits)
