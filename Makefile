@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test soak fuzz peers lint format clean
+.PHONY: help install venv demo test soak fuzz peers sanitize emulate lint format clean
 
 help:  ## Shows this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 12
@@ -67,6 +67,8 @@ emulate: $(STAMP)  ## Runs the tests of the CPU kernels for AVX512 and AMX on a 
 	cmake -S models/kernels/cpu/src -B $(EMULATED) -DCMAKE_BUILD_TYPE=Release \
 	    -DEMULATED_INSTRUCTIONS=$(CURDIR)/tests/unit/kernels/emulated_instructions.hpp
 	cmake --build $(EMULATED) --parallel
+	@RZ_CPU_KERNELS=$(CURDIR)/$(EMULATED)/_kernels.so $(BIN)/python -c \
+	    'from models.kernels.cpu.library import choose_isa; assert choose_isa("amx"), "that takes an x86 with AVX2"'
 	RZ_CPU_KERNELS=$(CURDIR)/$(EMULATED)/_kernels.so \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) tests/unit/kernels $(PYTEST_FLAGS)
 

@@ -3,7 +3,8 @@
     python -m benchmarks.start [--model llama-110m] [--tp 1] [--rounds 5]
 
 Ready means that a real token was generated. The import of torch, measured in the same rounds, is nothing that an
-engine can shorten: it is shown, and taken off. Writes `benchmarks/results/start-….json`.
+engine can shorten: it is shown, and taken off the start. A rank that is started again has it already. Writes
+`benchmarks/results/start-….json`.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Decoder(nn.Module):
         residual: Tensor = self.embedding(token_ids)
         rotation = self.rotary(positions, prompt_lengths)
         if rows is None and self.sharding.world_size == 1:
-            delta, residual = self.kernels.layers(self._run_layers, residual, rotation, attention)
+            delta, residual = self.kernels.run_layers(self._run_layers, residual, rotation, attention)
         else:
             delta, residual = self._run_layers(residual, rotation, attention, rows)
         normed: Tensor = self.norm(delta, residual)[0]

@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -40,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.freeze()  # nor does a rank look there, which would also copy what it shares
     gc.enable()
     with suppress(ConnectionError):  # the parent is gone
-        _ForkServer(socket.socket(fileno=options.control)).serve()
+        _Server(socket.socket(fileno=options.control)).serve()
 
 
-class _ForkServer:
+class _Server:
     def __init__(self, control: socket.socket) -> None:
         control.set_inheritable(False)
         self._control = control
@@ -59,38 +60,47 @@ class _ForkServer:
                     assert isinstance(ready, int)
                     self._bury(ready)
                     continue
-                message, descriptors, _, _ = socket.recv_fds(
+                message, descriptors, flags, _ = socket.recv_fds(
                     self._control, _MESSAGE_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
                 )
                 if not message:
                     return
-                self._fork(msgspec.msgpack.decode(message, type=Fork), descriptors)
+                if flags & socket.MSG_CTRUNC:
+                    self._tell(NotForked(reason="the fork server has no free descriptor for its pipes"))
+                else:
+                    self._fork(msgspec.msgpack.decode(message, type=Fork), descriptors)
                 # A pipe ends when all its writers are gone: none of a rank's may stay open here.
                 for descriptor in descriptors:
                     os.close(descriptor)
 
     def _fork(self, fork: Fork, descriptors: list[int]) -> None:
-        server = os.getpid()
+        server_pid = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
             self._tell(NotForked(reason=str(error)))
             return
         if pid == 0:
-            self._control.close()
-            for process in self._ranks:
-                os.close(process)
-            from workers.rank import run
+            try:
+                from workers.rank import run
 
-            run(fork, server, *descriptors)
-        process = os.pidfd_open(pid)
-        self._ranks[process] = pid
-        self._tell(Forked(pid=pid), process)
+                self._control.close()
+                for pidfd in self._ranks:
+                    os.close(pidfd)
+                run(fork, server_pid, *descriptors)
+            except BaseException:
+                traceback.print_exc()
+                raise
+            finally:
+                os._exit(1)
+        pidfd = os.pidfd_open(pid)
+        self._ranks[pidfd] = pid
+        self._tell(Forked(pid=pid), pidfd)
 
-    def _bury(self, process: int) -> None:
-        pid = self._ranks.pop(process)
+    def _bury(self, pidfd: int) -> None:
+        pid = self._ranks.pop(pidfd)
         _, status = os.waitpid(pid, 0)
-        os.close(process)
+        os.close(pidfd)
         self._tell(Ended(pid=pid, status=os.waitstatus_to_exitcode(status)))
 
     def _tell(self, message: Message, *descriptors: int) -> None:

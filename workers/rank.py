@@ -63,13 +63,13 @@ _EXPLAINED = (ModelError, TokenizerError, CacheSizeError, WarmUpError)
 _LEAST_TIMEOUT = 120.0
 
 
-def run(fork: Fork, server: int, parent: int, *peers: int) -> NoReturn:
-    """Be the rank, in the process that `server` has just forked for it. Returns to nobody.
+def run(fork: Fork, server_pid: int, parent: int, *peers: int) -> NoReturn:
+    """Be the rank, in the process that the fork server has just forked for it. Returns to nobody.
 
     The other numbers are descriptors of pipes: to the parent; rank 0's to the others, or another rank's to rank 0.
     """
     end_with_parent_thread(signal.SIGKILL)
-    if os.getppid() != server:  # it ended before the line above
+    if os.getppid() != server_pid:  # it ended before the line above
         os._exit(1)
     os.setsid()
     name_process(f"rank {fork.rank}")

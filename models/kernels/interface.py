@@ -70,7 +70,7 @@ class Kernels(Protocol):
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
         """The attention of one step."""
 
-    def layers(
+    def run_layers(
         self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention
     ) -> tuple[Tensor, Tensor]:
         """All layers of one rank, which compute with these kernels and are the same in every step: run, or repeated."""
@@ -126,7 +126,7 @@ class PlainKernels:
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
         return PagedAttention(cache, step)
 
-    def layers(
+    def run_layers(
         self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention
     ) -> tuple[Tensor, Tensor]:
         return layers(residual, rotation, attention)

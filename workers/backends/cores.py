@@ -45,8 +45,8 @@ class Cores:
             own = tuple(tuple(cores[rank * num_threads : (rank + 1) * num_threads]) for rank in range(num_ranks))
         return cls(num_threads=num_threads, own=own, are_enough=num_ranks * num_threads <= len(cores))
 
-    def of(self, rank: int) -> tuple[int, ...]:
-        """The only ones that it may run on; wherever the system puts it if there are none."""
+    def of_rank(self, rank: int) -> tuple[int, ...]:
+        """The only ones that its threads may run on, each where the system puts it; all of them if there are none."""
         return self.own[rank] if self.own else ()
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from workers.backends.protocol import (
     OutcomeStatus,
     Progress,
 )
-from workers.backends.rank_processes import ForkServer
+from workers.backends.rank_processes import ForkServer, ForkServerLost
 from workers.backends.ranks import Ranks
 from workers.backends.validation import check_request, fits
 from workers.engine.messages import Abort, Admitted, FromRank, Heartbeat, Outcomes, Progressed, Ready, Submit
@@ -303,6 +303,10 @@ class NativeEngine:
                     return None
                 self._lose(str(error))
                 continue
+            except Exception as error:  # whatever it is: without this thread, nobody would end what is in flight
+                log.error("the ranks could not be started", exc_info=error)
+                self._lose(f"{type(error).__name__}: {error}")
+                continue
             log.info("the engine is ready again", ranks=ranks.pids)
             return ranks
         window = self._options.crash_window_seconds
@@ -318,16 +322,24 @@ class NativeEngine:
         doublings = len(self._crashes) - 2
         return min(FIRST_BACKOFF_SECONDS * 2.0**doublings, LARGEST_BACKOFF_SECONDS) if doublings >= 0 else 0.0
 
+    def _serving_fork_server(self) -> ForkServer:
+        if self._fork_server is None or not self._fork_server.is_usable:
+            self._stop_fork_server()
+            self._fork_server = ForkServer(self._options.tp)
+        self._fork_server.wait_ready(self._options.start_seconds, self._is_stopping)
+        return self._fork_server
+
     def _stop_fork_server(self) -> None:
         if self._fork_server is not None:
             self._fork_server.stop()
 
     def _start_ranks(self) -> Ranks:
         """Raises EngineStartError; then no rank is left."""
-        if self._fork_server is None or self._fork_server.has_ended:
-            self._fork_server = ForkServer(self._options.tp)
-        self._fork_server.wait_ready(self._options.start_seconds, self._is_stopping)
-        ranks = Ranks(self._options, self._fork_server)
+        try:
+            ranks = Ranks(self._options, self._serving_fork_server())
+        except ForkServerLost as error:  # such as one that has stood still for hours, which nobody noticed
+            log.warning("the fork server is replaced", reason=str(error))
+            ranks = Ranks(self._options, self._serving_fork_server())
         with self._changed:
             self._ranks = ranks
         try:

@@ -55,6 +55,10 @@ class StoppedProcesses:
         return min(both, default=None)
 
 
+class ForkServerLost(EngineStartError):
+    """It can't be asked any more; another one may serve."""
+
+
 class ForkServer:
     """The process that has torch, and forks ranks. It ends with the thread that made it, and the ranks with it.
 
@@ -64,12 +68,18 @@ class ForkServer:
     def __init__(self, num_ranks: int) -> None:
         """Starts it for generations of so many ranks. Raises EngineStartError if the system refuses."""
         self.cores = Cores.divide(num_ranks, usable_cores(), os.environ)
+        self._num_ranks = num_ranks
         self._is_serving = False
+        #: Whether nothing comes from it any more.
+        self._is_gone = False
         self._answer: RankProcess | NotForked | None = None
         #: Of ranks that have ended.
         self._statuses: dict[int, int] = {}
         self._decoder: msgspec.msgpack.Decoder[FromForkServer] = msgspec.msgpack.Decoder(FromForkServer)
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise EngineStartError(f"The system has no socket for the fork server of the ranks: {error}") from error
         try:
             with theirs:
                 self._process = subprocess.Popen(
@@ -97,8 +107,8 @@ class ForkServer:
         deadline = time.monotonic() + timeout
         stopped = StoppedProcesses()
         while not self._is_serving:
-            if not self._take(_POLL_SECONDS) and (end := self.describe_end()) is not None:
-                raise EngineStartError(f"{end}; the log may hold why.")
+            if not self._take(_POLL_SECONDS) and self._is_gone:
+                raise EngineStartError(f"{self._last_words()} The log may hold why.")
             if stopped.find([self._process.pid]) is not None:
                 raise EngineStartError(f"The fork server (process {self._process.pid}) was stopped by a signal.")
             if is_cancelled.is_set():
@@ -107,7 +117,7 @@ class ForkServer:
                 raise EngineStartError(f"The engine was not ready after {timeout:g} seconds: torch was not imported.")
 
     def fork(self, message: Fork, descriptors: Sequence[int]) -> RankProcess:
-        """A rank that has these descriptors. Raises EngineStartError."""
+        """A rank that has these descriptors. Raises EngineStartError, and ForkServerLost where there is no answer."""
         deadline = time.monotonic() + ANSWER_SECONDS
         with contextlib.suppress(OSError):  # it is gone, and will not answer
             socket.send_fds(self._control, [encode(message)], descriptors)
@@ -115,10 +125,11 @@ class ForkServer:
             pass
         answer, self._answer = self._answer, None
         if answer is None:
-            is_late = time.monotonic() >= deadline
-            self.stop()  # what it answers later would be taken for the answer to another question
-            late = f"The fork server did not answer within {ANSWER_SECONDS:g} seconds."
-            raise EngineStartError(late if is_late else f"{self.describe_end()}.")
+            late = f"The fork server (process {self._process.pid}) did not answer within {ANSWER_SECONDS:g} seconds."
+            is_late = not self._is_gone
+            if is_late:
+                self.stop()  # what it answers later would be taken for the answer to another question
+            raise ForkServerLost(late if is_late else self._last_words())
         if isinstance(answer, NotForked):
             raise EngineStartError(f"The system does not start rank {message.rank}: {answer.reason}")
         return answer
@@ -130,13 +141,25 @@ class ForkServer:
         return self._statuses.get(pid)
 
     @property
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
+    def is_usable(self) -> bool:
+        """Whether it can be asked to fork, for the cores that there are now."""
+        return (
+            not self._is_gone
+            and self._process.poll() is None
+            and self.cores == Cores.divide(self._num_ranks, usable_cores(), os.environ)
+        )
 
     def describe_end(self) -> str | None:
         """None if it has not ended."""
         status = self._process.poll()
         return None if status is None else f"the fork server (process {self._process.pid}) {describe_exit(status)}"
+
+    def _last_words(self) -> str:
+        """Of one that has closed its socket, which is just about to end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_POLL_SECONDS)
+        end = self.describe_end() or f"the fork server (process {self._process.pid}) closed its socket"
+        return f"{end[0].upper()}{end[1:]}."
 
     def stop(self) -> None:
         """End it, and with it what is left of its ranks. Returns when it is gone. Idempotent."""
@@ -145,20 +168,26 @@ class ForkServer:
             self._process.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
             log.error("the fork server was killed but does not end", pid=self._process.pid)
+        self._is_gone = True
         self._control.close()
 
     def _take(self, timeout: float) -> bool:
         """Read one message, and keep what it says. False if none comes in time, or ever again."""
-        if self._control.fileno() < 0 or not wait([self._control], timeout):
+        if self._is_gone or not wait([self._control], timeout):
             return False
         encoded = b""
+        descriptors: list[int] = []
         with contextlib.suppress(ConnectionError):  # it went without reading all that it was told
             encoded, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         if not encoded:
+            self._is_gone = True
             return False
         match self._decoder.decode(encoded):
             case Serving():
                 self._is_serving = True
+            case Forked() if not descriptors:
+                self.stop()  # and the rank with it, which can't be watched
+                self._answer = NotForked(reason="this process has no free descriptor for it")
             case Forked(pid=pid):
                 self._statuses.pop(pid, None)  # of one that had the same number
                 self._answer = RankProcess(self, pid, *descriptors)
@@ -198,7 +227,7 @@ def _environment(cores: Cores) -> dict[str, str]:
     """Ours without the settings: a rank needs no database, and no password to it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     # No threads before the forks, which would not be in the ranks: numpy's library starts some when it is imported.
-    return {**cores.environment(kept), "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", **kept}
+    return {**cores.environment(kept), "TOKENIZERS_PARALLELISM": "false", **kept, "OPENBLAS_NUM_THREADS": "1"}
 
 
 def is_stopped(pid: int) -> bool:
@@ -211,5 +240,6 @@ def is_stopped(pid: int) -> bool:
 def describe_exit(status: int) -> str:
     if status >= 0:
         return f"exited with status {status}"
-    name = signal.Signals(-status).name
+    names = {number.value: number.name for number in signal.Signals}
+    name = names.get(-status, f"signal {-status}")
     return f"was killed by {name}" + (" (was memory short?)" if name == "SIGKILL" else "")

@@ -63,7 +63,7 @@ class Ranks:
         except OSError as error:
             self.kill()
             raise EngineStartError(f"The system does not start the ranks: {error}") from error
-        except EngineStartError:
+        except BaseException:
             self.kill()
             raise
         self._sender.start()
@@ -79,7 +79,7 @@ class Ranks:
                 self._channels.append(Channel(mine, FromRank))
                 peers = [end for end, _ in pairs] if rank == 0 else [pairs[rank - 1][1]]
                 fork = Fork(
-                    rank=rank, cores=cores.of(rank), log_level=settings.log_level, log_format=settings.log_format
+                    rank=rank, cores=cores.of_rank(rank), log_level=settings.log_level, log_format=settings.log_format
                 )
                 self._processes.append(self._server.fork(fork, [end.fileno() for end in (parent, *peers)]))
         finally:

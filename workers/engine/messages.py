@@ -23,7 +23,7 @@ class Fork(Message, frozen=True, kw_only=True):
     """Fork a rank. With it come descriptors: of its pipe to the parent, and of its pipes to other ranks."""
 
     rank: int
-    #: The only ones that it may run on; wherever the system puts it if there are none.
+    #: The only ones that it may run on; all of them if there are none.
     cores: tuple[int, ...]
     log_level: str
     log_format: str

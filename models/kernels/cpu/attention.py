@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,6 +54,7 @@ class CpuPagedAttention:
                 "not built; use paged_attention(), which falls back to the torch reference."
             )
         self._native = native
+        self._cache = weakref.ref(cache)
         self._keys, self._values = cache.keys, cache.values
         self._kept_alive = step
         self._out: Tensor | None = None
@@ -71,6 +74,11 @@ class CpuPagedAttention:
             block_tables=step.block_tables.data_ptr(),
         )
         self._step_at = ctypes.addressof(self._step)
+
+    def calls(self) -> AttentionCalls:
+        """What the calls that were made read and write."""
+        assert self._out is not None
+        return AttentionCalls(self._cache, self._step, self._out)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
         out = self._out
@@ -94,19 +102,6 @@ class CpuPagedAttention:
         )
         return out
 
-    def can_become(self, other: CpuPagedAttention) -> bool:
-        """Whether `other` is of the same cache, and of as many tokens."""
-        return (
-            self._keys is other._keys
-            and self._values is other._values
-            and self._step.num_tokens == other._step.num_tokens
-        )
-
-    def become(self, other: CpuPagedAttention) -> None:
-        """Let the calls that were made attend in another step, for as long as `other` lives."""
-        other._step.heads = self._step.heads
-        ctypes.memmove(self._step_at, other._step_at, ctypes.sizeof(_PagedStep))
-
     def _begin(self, query: Tensor) -> Tensor:
         """The step's first layer tells the number of heads."""
         if query.dtype != self._keys[0].dtype:
@@ -114,6 +109,25 @@ class CpuPagedAttention:
         self._step.heads = query.shape[1]
         self._out = torch.empty(query.shape, dtype=query.dtype)
         return self._out
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCalls:
+    """Calls of a step's attention, which can be made again in another step. They keep no cache alive."""
+
+    cache: weakref.ref[KVCache]
+    step: _PagedStep
+    out: Tensor
+
+    def fit(self, attention: CpuPagedAttention) -> bool:
+        """Whether its step is one of the same cache, with as many tokens."""
+        cache = self.cache()
+        return cache is not None and cache is attention._cache() and self.step.num_tokens == attention._step.num_tokens
+
+    def move_to(self, attention: CpuPagedAttention) -> None:
+        """Attend in its step, for as long as it lives."""
+        attention._step.heads = self.step.heads
+        ctypes.pointer(self.step)[0] = attention._step
 
 
 class _PagedStep(ctypes.Structure):

@@ -115,7 +115,7 @@ class CpuKernels:
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
         return paged_attention(cache, step, self._native)
 
-    def layers(
+    def run_layers(
         self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention
     ) -> tuple[Tensor, Tensor]:
         if self._is_native_alone and isinstance(attention, CpuPagedAttention):

@@ -58,18 +58,18 @@ class Calls(SimpleNamespace):
         super().__init__(**{name: getattr(native, name) for name in _SIGNATURES})
 
     @contextmanager
-    def kept(self) -> Iterator[list[Call]]:
+    def recorded(self) -> Iterator[list[Call]]:
         """Within, all that is called of this object, in order."""
         calls: list[Call] = []
         functions = dict(vars(self))
-        vars(self).update({name: _kept(function, calls) for name, function in functions.items()})
+        vars(self).update({name: _recorded(function, calls) for name, function in functions.items()})
         try:
             yield calls
         finally:
             vars(self).update(functions)
 
 
-def _kept(function: Callable[..., None], calls: list[Call]) -> Callable[..., None]:
+def _recorded(function: Callable[..., None], calls: list[Call]) -> Callable[..., None]:
     def call(*arguments: Any) -> None:
         calls.append((function, arguments))
         function(*arguments)

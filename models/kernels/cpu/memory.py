@@ -105,11 +105,12 @@ class Workspace:
         view = self._views.get(name)
         if view is not None and view.shape == (rows, columns):
             return view
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < rows * columns:
-            buffer = self._buffers[name] = _buffer(rows * columns, dtype)
-            self.generation += 1
-        view = self._views[name] = buffer[: rows * columns].view(rows, columns)
+        with torch.inference_mode(False):  # a buffer that outlives the mode could not be written to outside of it
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.numel() < rows * columns:
+                buffer = self._buffers[name] = _buffer(rows * columns, dtype)
+                self.generation += 1
+            view = self._views[name] = buffer[: rows * columns].view(rows, columns)
         return view
 
 

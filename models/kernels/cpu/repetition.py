@@ -9,28 +9,37 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from weakref import WeakMethod
 
 from torch import Tensor
 
-from models.kernels.cpu.attention import CpuPagedAttention
+from models.kernels.cpu.attention import AttentionCalls, CpuPagedAttention
 from models.kernels.cpu.library import Call, Calls
 from models.kernels.cpu.memory import Workspace
 from models.kernels.interface import Layers
 
 #: Numbers of rows whose calls are kept: a batch often has the same, or one less. Each keeps a result of attention.
-_MOST = 16
+_MAX_KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Calls, and the memory that they read and write."""
+    """Calls, and the memory that they read and write; neither decoder nor cache, which may be gone by now."""
 
-    layers: Layers
+    layers: WeakMethod[Layers]
     calls: list[Call]
     #: Residual, cosine and sine.
     inputs: tuple[Tensor, Tensor, Tensor]
-    attention: CpuPagedAttention
+    attention: AttentionCalls
     results: tuple[Tensor, Tensor]
+
+    def can_be_repeated(self, layers: Layers, attention: CpuPagedAttention) -> bool:
+        return self.layers() == layers and self.attention.fit(attention)
+
+    def repeat(self, attention: CpuPagedAttention) -> None:
+        self.attention.move_to(attention)
+        for function, arguments in self.calls:
+            function(*arguments)
 
 
 class RepeatedLayers:
@@ -46,24 +55,22 @@ class RepeatedLayers:
     def run(
         self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: CpuPagedAttention
     ) -> tuple[Tensor, Tensor]:
-        """`layers` of these."""
+        """`layers`, a method, of these."""
         inputs = self._copied(0, residual), self._copied(1, rotation[0]), self._copied(2, rotation[1])
         if self._generation != self._workspace.generation:
             self._kept.clear()
             self._generation = self._workspace.generation
         kept = self._kept.pop(len(residual), None)
-        if kept is None or kept.layers != layers or not kept.attention.can_become(attention):
-            with self._native.kept() as calls:
+        if kept is None or not kept.can_be_repeated(layers, attention):
+            with self._native.recorded() as calls:
                 results = layers(inputs[0], inputs[1:], attention)
-            kept = _Kept(layers, calls, inputs, attention, results)
+            kept = _Kept(WeakMethod(layers), calls, inputs, attention.calls(), results)
             if self._generation != self._workspace.generation:  # a buffer moved between two of the calls
                 return results
         else:
-            kept.attention.become(attention)
-            for function, arguments in kept.calls:
-                function(*arguments)
+            kept.repeat(attention)
         self._kept[len(residual)] = kept
-        if len(self._kept) > _MOST:
+        if len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
         return kept.results
 

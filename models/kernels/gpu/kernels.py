@@ -54,7 +54,7 @@ class TritonKernels:
     def attention(self, cache: KVCache, step: StepMetadata) -> Attention:
         return TritonPagedAttention(cache, step)
 
-    def layers(
+    def run_layers(
         self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention
     ) -> tuple[Tensor, Tensor]:
         return layers(residual, rotation, attention)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -65,16 +66,22 @@ def wait_until_gone(pids: Collection[int]) -> None:
 
 def engine_children() -> list[psutil.Process]:
     """Fork servers and ranks that this process has started."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if not is_gone(child.pid) and "workers.fork_server" in child.cmdline()
-    ]
+    return [child for child, _ in _engine_children()]
 
 
 def fork_server_children() -> list[int]:
-    return [child.pid for child in engine_children() if child.ppid() == os.getpid()]
+    return [child.pid for child, parent in _engine_children() if parent == os.getpid()]
 
 
 def rank_children() -> list[int]:
-    return [child.pid for child in engine_children() if child.ppid() != os.getpid()]
+    return [child.pid for child, parent in _engine_children() if parent != os.getpid()]
+
+
+def _engine_children() -> list[tuple[psutil.Process, int]]:
+    """With their parents."""
+    found: list[tuple[psutil.Process, int]] = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if not is_gone(child.pid) and "workers.fork_server" in child.cmdline():
+                found.append((child, child.ppid()))
+    return found

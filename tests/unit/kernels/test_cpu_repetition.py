@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from model_folders import random_llama
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.checkpoint import load_decoder
 from models.config import ModelConfig
@@ -17,7 +20,7 @@ from models.kernels.cpu import repetition
 from models.kernels.cpu.kernels import CpuKernels
 from models.kernels.cpu.library import library
 from models.kernels.interface import Layers
-from models.layers.attention import Attention, KVCache
+from models.layers.attention import Attention, KVCache, StepMetadata
 from workers.engine.messages import Step
 from workers.engine.model_runner import ModelRunner
 
@@ -30,7 +33,7 @@ BLOCKS = 8
 
 
 class RunEachTime(CpuKernels):
-    def layers(
+    def run_layers(
         self, layers: Layers, residual: Tensor, rotation: tuple[Tensor, Tensor], attention: Attention
     ) -> tuple[Tensor, Tensor]:
         return layers(residual, rotation, attention)
@@ -147,13 +150,66 @@ def test_another_cache_and_another_decoder_are_run_anew(tmp_path: Path, runs: li
 def test_calls_of_few_numbers_of_rows_are_kept(
     tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repetition, "_MOST", 2)
+    monkeypatch.setattr(repetition, "_MAX_KEPT", 2)
     runner = make_runner(random_llama(tmp_path, dtype="bfloat16"), CpuKernels, "bfloat16", is_quantised=False)
     batch = Batch()
     runner.run(batch.step(range(4)))  # its buffers move once more while it runs
     for num in (4, 3, 4, 2, 4, 3):
         runner.run(batch.step(range(num)))
     assert runs == [4, 4, 3, 2, 3]
+
+
+class OnlyViews(TorchDispatchMode):
+    """Fails where torch computes or copies: whoever makes calls again would not do that again."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert func.is_view or name in ("_unsafe_view", "_reshape_alias", "empty"), f"torch's {name} between the calls"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_quantised", [False, True])
+def test_nothing_but_native_calls_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_quantised: bool) -> None:
+    folder = random_llama(tmp_path, dtype="bfloat16", attention_bias=True)
+    runner = make_runner(folder, CpuKernels, "bfloat16", is_quantised=is_quantised)
+    batch = Batch()
+    runner.run(batch.step(range(3)))  # takes the buffers
+    run_layers = Decoder._run_layers
+    runs: list[int] = []
+
+    def run(self: Decoder, *arguments: Any) -> tuple[Tensor, Tensor]:
+        runs.append(1)
+        with OnlyViews():
+            return run_layers(self, *arguments)
+
+    monkeypatch.setattr(Decoder, "_run_layers", run)
+    runner.run(batch.step(range(3)))
+    assert runs
+
+
+def test_decoder_and_cache_are_freed_with_their_runner(tmp_path: Path) -> None:
+    runner = make_runner(random_llama(tmp_path, dtype="bfloat16"), CpuKernels, "bfloat16", is_quantised=False)
+    batch = Batch()
+    for _ in range(3):
+        runner.run(batch.step(range(2)))
+    left = weakref.ref(runner._decoder), weakref.ref(runner._cache)
+    gc.collect()
+    gc.disable()
+    try:
+        del runner
+        assert [one() for one in left] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_decoder_may_be_called_in_and_outside_of_inference_mode(tmp_path: Path) -> None:
+    runner = make_runner(random_llama(tmp_path, dtype="bfloat16"), CpuKernels, "bfloat16", is_quantised=False)
+    runner.run(Batch().step(range(2)))
+    decoder, cache = runner._decoder, runner._cache
+    step = StepMetadata.of([1, 1], [2, 2], [[0], [1]], block_size=BLOCK_SIZE, device=CPU)
+    with torch.no_grad():
+        hidden = decoder(torch.tensor([3, 4]), torch.tensor([1, 1]), decoder.kernels.attention(cache, step))
+    assert hidden.isfinite().all()
 
 
 def test_float32_is_multiplied_by_torch_and_run_each_time(tmp_path: Path, runs: list[int]) -> None:

@@ -18,7 +18,7 @@ def test_ranks_that_take_all_cores_are_pinned_to_their_shares(
 ) -> None:
     divided = Cores.divide(num_ranks, cores, {})
     assert divided.own == own
-    assert divided.of(1) == own[1]
+    assert divided.of_rank(1) == own[1]
     assert divided.are_enough
     assert divided.num_threads == len(cores) // num_ranks
 
@@ -39,7 +39,7 @@ def test_ranks_are_not_pinned_where_others_may_need_the_same_cores_or_somebody_d
 ) -> None:
     divided = Cores.divide(num_ranks, [0, 1, 2, 3], environment)
     assert divided.own == ()
-    assert divided.of(0) == ()
+    assert divided.of_rank(0) == ()
 
 
 def test_more_ranks_than_cores_have_one_thread_each_and_know_that_they_share() -> None:
