@@ -13,9 +13,10 @@ import os
 import signal
 import socket
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
+from typing import NoReturn
 
 import msgspec
 
@@ -36,18 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent_thread(signal.SIGKILL)
     gc.disable()  # it would look for garbage again and again in what torch has just made
-    import workers.rank  # noqa: F401 — what every rank has at once
+    from workers.rank import run  # what every rank has at once
 
     gc.freeze()  # nor does a rank look there, which would also copy what it shares
     gc.enable()
     with suppress(ConnectionError):  # the parent is gone
-        _Server(socket.socket(fileno=options.control)).serve()
+        _Server(socket.socket(fileno=options.control), run).serve()
 
 
 class _Server:
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, run_rank: Callable[..., NoReturn]) -> None:
+        """`run_rank` is `workers.rank.run`."""
         control.set_inheritable(False)
         self._control = control
+        self._run_rank = run_rank
         #: Ranks that have not ended, by the descriptor of their process.
         self._ranks: dict[int, int] = {}
 
@@ -82,16 +85,12 @@ class _Server:
             return
         if pid == 0:
             try:
-                from workers.rank import run
-
                 self._control.close()
                 for pidfd in self._ranks:
                     os.close(pidfd)
-                run(fork, server_pid, *descriptors)
-            except BaseException:
+                self._run_rank(fork, server_pid, *descriptors)
+            except BaseException:  # noqa: BLE001 — this process must not go on as a server
                 traceback.print_exc()
-                raise
-            finally:
                 os._exit(1)
         pidfd = os.pidfd_open(pid)
         self._ranks[pidfd] = pid
