@@ -298,14 +298,12 @@ class NativeEngine:
                 return None
             try:
                 ranks = self._start_ranks()
-            except EngineStartError as error:
+            except Exception as error:  # without this thread nobody would end what is in flight
                 if self._is_stopping.is_set():
                     return None
+                if not isinstance(error, EngineStartError):
+                    log.error("the ranks could not be started", exc_info=error)
                 self._lose(str(error))
-                continue
-            except Exception as error:  # whatever it is: without this thread, nobody would end what is in flight
-                log.error("the ranks could not be started", exc_info=error)
-                self._lose(f"{type(error).__name__}: {error}")
                 continue
             log.info("the engine is ready again", ranks=ranks.pids)
             return ranks
@@ -322,11 +320,11 @@ class NativeEngine:
         doublings = len(self._crashes) - 2
         return min(FIRST_BACKOFF_SECONDS * 2.0**doublings, LARGEST_BACKOFF_SECONDS) if doublings >= 0 else 0.0
 
-    def _serving_fork_server(self) -> ForkServer:
+    def _serving_fork_server(self, deadline: float) -> ForkServer:
         if self._fork_server is None or not self._fork_server.is_usable:
             self._stop_fork_server()
-            self._fork_server = ForkServer(self._options.tp)
-        self._fork_server.wait_ready(self._options.start_seconds, self._is_stopping)
+            self._fork_server = ForkServer(self._options)
+        self._fork_server.wait_ready(deadline, self._is_stopping)
         return self._fork_server
 
     def _stop_fork_server(self) -> None:
@@ -335,15 +333,16 @@ class NativeEngine:
 
     def _start_ranks(self) -> Ranks:
         """Raises EngineStartError; then no rank is left."""
+        deadline = time.monotonic() + self._options.start_seconds
         try:
-            ranks = Ranks(self._options, self._serving_fork_server())
+            ranks = Ranks(self._options, self._serving_fork_server(deadline))
         except ForkServerLost as error:  # such as one that has stood still for hours, which nobody noticed
             log.warning("the fork server is replaced", reason=str(error))
-            ranks = Ranks(self._options, self._serving_fork_server())
+            ranks = Ranks(self._options, self._serving_fork_server(deadline))
         with self._changed:
             self._ranks = ranks
         try:
-            ready = ranks.wait_ready(self._is_stopping)
+            ready = ranks.wait_ready(deadline, self._is_stopping)
         except BaseException:
             with self._changed:
                 self._ranks = None

@@ -21,6 +21,7 @@ from pipeline.settings import PREFIX
 from workers.backends.cores import Cores, usable_cores
 from workers.backends.protocol import EngineStartError
 from workers.engine.messages import Ended, Fork, Forked, FromForkServer, NotForked, Serving, encode
+from workers.engine.options import EngineOptions
 
 log = structlog.get_logger(__name__)
 
@@ -65,10 +66,10 @@ class ForkServer:
     All methods, those of the ranks' processes too, are for that thread.
     """
 
-    def __init__(self, num_ranks: int) -> None:
-        """Starts it for generations of so many ranks. Raises EngineStartError if the system refuses."""
-        self.cores = Cores.divide(num_ranks, usable_cores(), os.environ)
-        self._num_ranks = num_ranks
+    def __init__(self, options: EngineOptions) -> None:
+        """Starts it. Raises EngineStartError if the system refuses."""
+        self._options = options
+        self.cores = _cores(options)
         self._is_serving = False
         #: Whether nothing comes from it any more.
         self._is_gone = False
@@ -95,16 +96,18 @@ class ForkServer:
             self._control.close()
             raise EngineStartError(f"The system does not start the fork server of the ranks: {error}") from error
 
-    def wait_ready(self, timeout: float, is_cancelled: threading.Event) -> None:
-        """Return when it can fork. Raises EngineStartError, and then it has ended."""
+    def wait_ready(self, deadline: float, is_cancelled: threading.Event) -> None:
+        """Return when it can fork. Raises EngineStartError, and then it has ended.
+
+        `deadline` is of the monotonic clock.
+        """
         try:
-            self._wait_ready(timeout, is_cancelled)
+            self._wait_ready(deadline, is_cancelled)
         except EngineStartError:
             self.stop()
             raise
 
-    def _wait_ready(self, timeout: float, is_cancelled: threading.Event) -> None:
-        deadline = time.monotonic() + timeout
+    def _wait_ready(self, deadline: float, is_cancelled: threading.Event) -> None:
         stopped = StoppedProcesses()
         while not self._is_serving:
             if not self._take(_POLL_SECONDS) and self._is_gone:
@@ -114,7 +117,9 @@ class ForkServer:
             if is_cancelled.is_set():
                 raise EngineStartError("The engine was stopped while it started.")
             if time.monotonic() > deadline:
-                raise EngineStartError(f"The engine was not ready after {timeout:g} seconds: torch was not imported.")
+                raise EngineStartError(
+                    f"The engine was not ready after {self._options.start_seconds:g} seconds: torch was not imported."
+                )
 
     def fork(self, message: Fork, descriptors: Sequence[int]) -> RankProcess:
         """A rank that has these descriptors. Raises EngineStartError, and ForkServerLost where there is no answer."""
@@ -143,11 +148,7 @@ class ForkServer:
     @property
     def is_usable(self) -> bool:
         """Whether it can be asked to fork, for the cores that there are now."""
-        return (
-            not self._is_gone
-            and self._process.poll() is None
-            and self.cores == Cores.divide(self._num_ranks, usable_cores(), os.environ)
-        )
+        return not self._is_gone and self._process.poll() is None and self.cores == _cores(self._options)
 
     def describe_end(self) -> str | None:
         """None if it has not ended."""
@@ -221,6 +222,10 @@ class RankProcess:
     def close(self) -> None:
         """Forget it."""
         os.close(self._descriptor)
+
+
+def _cores(options: EngineOptions) -> Cores:
+    return Cores.divide(options.tp, usable_cores(), os.environ)
 
 
 def _environment(cores: Cores) -> dict[str, str]:

@@ -104,19 +104,19 @@ class Ranks:
     def has_failed(self) -> bool:
         return bool(self._ended)
 
-    def wait_ready(self, is_cancelled: threading.Event) -> Ready:
+    def wait_ready(self, deadline: float, is_cancelled: threading.Event) -> Ready:
         """Return when rank 0 is warm. Whatever is raised instead, all ranks are gone then.
 
+        `deadline` is of the monotonic clock.
         Raises EngineStartError with what the rank that failed says.
         """
         try:
-            return self._wait_ready(is_cancelled)
+            return self._wait_ready(deadline, is_cancelled)
         except BaseException:
             self.kill()
             raise
 
-    def _wait_ready(self, is_cancelled: threading.Event) -> Ready:
-        deadline = time.monotonic() + self._options.start_seconds
+    def _wait_ready(self, deadline: float, is_cancelled: threading.Event) -> Ready:
         while time.monotonic() < deadline:
             for message in self.receive(_POLL_SECONDS):
                 if isinstance(message, Ready):

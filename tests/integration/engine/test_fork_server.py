@@ -123,6 +123,17 @@ def test_one_that_stands_still_is_replaced_when_it_is_needed(
     assert answer(engine, make_request("b", PROMPT))["b"].status is OutcomeStatus.FINISHED
 
 
+def test_other_cores_take_another_one(engine: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.start()
+    (server,) = fork_server_children()
+    left = usable_cores()[-1]
+    monkeypatch.setattr(rank_processes, "usable_cores", lambda: [left])
+    os.kill(engine.health().rank_pids[0], signal.SIGKILL)
+    wait_until(lambda: engine.health().num_restarts == 1, "the next ranks")
+    wait_until_gone([server])
+    assert answer(engine, make_request("a", PROMPT))["a"].status is OutcomeStatus.FINISHED
+
+
 def test_one_that_is_stopped_while_it_comes_up_again_is_replaced(engine: NativeEngine) -> None:
     engine.start()
     (first,) = fork_server_children()
