@@ -37,6 +37,7 @@ class CpuKernels:
         self._arena = Arena()
         self._workspace = Workspace()
         self._repeated = RepeatedLayers(self._native, self._workspace)
+        #: Whether nothing but native calls computes: then they can be made again.
         self._is_native_alone = True
 
     def add_norm(self, delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
