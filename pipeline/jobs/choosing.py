@@ -58,6 +58,10 @@ _WAITS: Final = """
     s.model = :model AND s.status = 'pending' AND s.service_class = q.service_class AND s.tenant_id = q.tenant_id
 """
 
+# Of these, whether its deadline is that of `d`. Of an equality PostgreSQL may conclude that the order of ids alone is
+# what is wanted, and look through the slices of all batches in it.
+_HAS_DEADLINE: Final = f"{_WAITS} AND s.deadline >= d.deadline AND s.deadline <= d.deadline"
+
 # The deadlines in a queue `q` that have a slice to work on. The slices of a batch have one deadline: of a batch that is
 # paused, however many they are, one is looked at, and the next deadline is found by the index.
 _DEADLINES: Final = f"""
@@ -71,7 +75,7 @@ _DEADLINES: Final = f"""
     )
     SELECT d.deadline FROM deadlines d
     WHERE (SELECT {IS_WORKED_ON} FROM batches b WHERE b.id = d.batch_id) OR d.batch_id <> (
-        SELECT s.batch_id FROM slices s WHERE {_WAITS} AND s.deadline = d.deadline ORDER BY s.id DESC LIMIT 1
+        SELECT s.batch_id FROM slices s WHERE {_HAS_DEADLINE} ORDER BY s.deadline DESC, s.id DESC LIMIT 1
     )
 """  # noqa: S608 - constants
 
@@ -91,8 +95,8 @@ BEST: Final = f"""
             UNION ALL
             SELECT nearest.* FROM ({_DEADLINES}) d CROSS JOIN LATERAL (
                 SELECT s.id, s.service_class, s.batch_id FROM slices s
-                WHERE {_WAITS} AND s.deadline = d.deadline AND {ITS_BATCH_IS_WORKED_ON}
-                ORDER BY s.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
+                WHERE {_HAS_DEADLINE} AND {ITS_BATCH_IS_WORKED_ON}
+                ORDER BY s.deadline, s.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
             ) nearest
             LIMIT 1
         ) slice

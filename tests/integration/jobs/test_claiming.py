@@ -143,10 +143,17 @@ def test_only_batches_in_progress_are_worked_on(database: Engine, tenant: Seeded
     assert claim(database) is None
 
 
-def test_a_claim_does_not_look_through_the_slices_of_a_paused_batch(database: Engine, tenant: SeededTenant) -> None:
+@pytest.mark.parametrize("analyzed_after", ["nothing", "the first batch", "all"])
+def test_a_claim_does_not_look_through_the_slices_of_a_paused_batch(
+    database: Engine, tenant: SeededTenant, analyzed_after: str
+) -> None:
     paused = seed_batch(database, tenant, [1] * 1000, window=timedelta(hours=1))
+    if analyzed_after == "the first batch":
+        sql(database, "ANALYZE")
     open_one = seed_batch(database, tenant, [1] * 1000, window=timedelta(hours=2))
     sql(database, "UPDATE batches SET pause_reason = 'client', paused_at = now() WHERE id = :id", id=paused)
+    if analyzed_after == "all":
+        sql(database, "ANALYZE")
     last = None
     for _ in range(3):
         with database.begin() as conn:
