@@ -32,7 +32,7 @@ from workers.group import Group
 GROUP = "group-0@here"
 
 
-def wait_for(condition: Callable[[], Any], *, timeout: float = 30.0) -> Any:
+def wait_for(condition: Callable[[], Any], *, timeout: float = 60.0) -> Any:
     """The first true value of `condition()`. Fails after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):

@@ -160,7 +160,7 @@ def at_once(function: Callable[[], Any], times: int) -> list[Any]:
     barrier = threading.Barrier(times)
 
     def run() -> Any:
-        barrier.wait(10)
+        barrier.wait(60)
         return function()
 
     with ThreadPoolExecutor(times) as pool:

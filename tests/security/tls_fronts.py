@@ -21,9 +21,9 @@ def tls_front(target_port: int, context: ssl.SSLContext, *, speaks_postgresql: b
     thread.start()
     front = _Front(target_port, context, speaks_postgresql)
     try:
-        yield asyncio.run_coroutine_threadsafe(front.listen(), loop).result(10)
+        yield asyncio.run_coroutine_threadsafe(front.listen(), loop).result(60)
     finally:
-        asyncio.run_coroutine_threadsafe(front.close(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(front.close(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

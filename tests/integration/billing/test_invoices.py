@@ -144,7 +144,7 @@ def test_many_that_issue_at_once_leave_no_gap_and_issue_each_once(database: Engi
     barrier = threading.Barrier(8)
 
     def run(invoice_id: str) -> str:
-        barrier.wait(10)
+        barrier.wait(60)
         with transaction() as session:
             return finalize(session, invoice_id, AFTER_OCTOBER).number or ""
 

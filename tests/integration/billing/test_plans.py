@@ -182,7 +182,7 @@ def test_groups_that_record_at_once_climb_the_same_tiers_one_after_the_other(
     barrier = threading.Barrier(4)
 
     def record(claimed: ClaimedSlice, requests: list[PlannedRequest]) -> None:
-        barrier.wait(10)
+        barrier.wait(60)
         for request in requests:
             outcome = RequestOutcome(
                 request.id, request.custom_id, claimed, OutcomeKind.SUCCEEDED, body="{}", usage=usage(9, 4, 7)

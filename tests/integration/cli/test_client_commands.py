@@ -149,7 +149,7 @@ def test_submit_waits_for_the_end_and_says_how_it_was(run: Run, input_file: str)
 
         wait_for(has_begun)
         end_all(status, num_requests=7, num_succeeded=7)
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         assert results[0].exit_code == code
         assert f"{status} (7 requests, 7 completed, 0 failed)" in results[0].stdout
         assert results[0].stderr == ""  # no progress where there is no terminal

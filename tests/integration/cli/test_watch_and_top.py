@@ -76,7 +76,7 @@ def test_several_batches_are_watched_until_all_have_ended(
     wait_for(lambda: log_path.read_text().count(second) >= num_looks + 2)
     assert thread.is_alive(), "the second has not ended"
     end(database, second, "expired")
-    thread.join(20)
+    thread.join(60)
 
     [result] = results
     assert result.exit_code == 3
@@ -84,7 +84,7 @@ def test_several_batches_are_watched_until_all_have_ended(
     assert f"{second} in_progress 0/4" in result.stderr
 
 
-def test_without_ids_all_open_batches_are_watched(run: Run, acme: Tenant, database: Engine) -> None:
+def test_without_ids_all_open_batches_are_watched(run: Run, acme: Tenant, database: Engine, log_path: Path) -> None:
     nothing = run("watch")
     assert isinstance(nothing.exception, UserError)
     done, still = begin(database, acme), begin(database, acme)
@@ -92,24 +92,25 @@ def test_without_ids_all_open_batches_are_watched(run: Run, acme: Tenant, databa
     results: list[Result] = []
     thread = threading.Thread(target=lambda: results.append(run("watch", "--json")))
     thread.start()
-    end_soon = threading.Timer(0.5, end, (database, still, "completed"))
-    end_soon.start()
-    thread.join(20)
-    end_soon.join()
+    wait_for(lambda: still in log_path.read_text())
+    end(database, still, "completed")
+    thread.join(60)
     assert results[0].exit_code == 0, results[0].output
     assert [json.loads(line)["id"] for line in results[0].stdout.splitlines()] == [still]
     assert results[0].stderr == ""
 
 
-def test_a_batch_that_stands_still_says_why(run: Run, acme: Tenant, database: Engine, settings_env: Any) -> None:
+def test_a_batch_that_stands_still_says_why(
+    run: Run, acme: Tenant, database: Engine, log_path: Path, settings_env: Any
+) -> None:
     settings_env.setattr("pipeline.cli.watching._WHY_SECONDS", 0.3)
     batch_id = begin(database, acme)
     results: list[Result] = []
     thread = threading.Thread(target=lambda: results.append(run("watch", batch_id)))
     thread.start()
-    thread.join(3)
+    wait_for(lambda: f"{batch_id}/explain" in log_path.read_text())
     end(database, batch_id, "completed")
-    thread.join(20)
+    thread.join(60)
     assert "No group works for the model 'tiny'" in results[0].stderr
 
 

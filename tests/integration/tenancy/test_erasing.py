@@ -304,6 +304,6 @@ def test_a_key_that_is_rotated_while_its_tenant_is_erased_does_not_outlive_it(be
             _, key = rotate_key(session, bench.tenant.api_key_id, timedelta(hours=1))
             erased = other.submit(erase_tenant, bench.tenant.id)
             wait_for(lambda: sql(bench.engine, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'") != [])
-        erased.result(timeout=20)
+        erased.result(timeout=60)
     with transaction() as session, pytest.raises(InvalidKeyError):
         authenticate(session, key)

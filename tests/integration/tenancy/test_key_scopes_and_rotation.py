@@ -195,7 +195,7 @@ def test_no_key_that_is_made_while_its_project_is_archived_outlives_it(database:
                 _, key = create_key(session, whole.tenant_id, "late", project_id=project.id)
             archived = other.submit(archive)
             wait_for(lambda: sql(database, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'") != [])
-        archived.result(timeout=20)
+        archived.result(timeout=60)
 
     assert who(key) is None
     with pytest.raises(UserError, match="archived"):

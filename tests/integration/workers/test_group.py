@@ -154,7 +154,7 @@ def test_a_group_holds_no_more_slices_than_it_may(database: Engine, tenant: Seed
         assert sql(database, "SELECT count(*) FROM slices WHERE status = 'claimed'") == [(2,)]
         engine.answers = True
         wait_for(lambda: num_unfinished(database) == 0)
-    ticket.join(10)
+    ticket.join(60)
 
 
 def test_the_engine_is_fed_in_planned_order_and_no_more_than_it_can_use(database: Engine, tenant: SeededTenant) -> None:
@@ -226,7 +226,7 @@ def test_a_slice_that_was_lost_is_stopped_and_written_by_its_new_holder(database
         wait_for(lambda: len(engine.submitted) == 3)
         sql(database, "UPDATE slices SET lease_epoch = lease_epoch + 1, status = 'pending'")
         wait_for(lambda: len(engine.aborted) == 3)
-        ticket.join(10)
+        ticket.join(60)
         assert ends[0]["end"] == "lost"
         engine.answers = True
         assert group.run_ticket()["attempt"] == 3
@@ -247,7 +247,7 @@ def test_answers_that_come_after_the_lease_was_lost_write_nothing(database: Engi
         wait_for(lambda: len(engine.submitted) == 3)
         sql(database, "UPDATE slices SET lease_epoch = lease_epoch + 1, status = 'pending'")
         engine.answers = True
-        ticket.join(10)
+        ticket.join(60)
         assert not ticket.is_alive()
     assert sql(database, "SELECT count(*) FROM results") == [(0,)]
     assert num_unfinished(database) == 3
@@ -271,7 +271,7 @@ def test_answers_that_wait_to_be_recorded_when_the_lease_is_lost_are_waste(
         wait_for(lambda: not engine.outcomes)
         sql(database, "UPDATE slices SET lease_epoch = lease_epoch + 1, status = 'pending'")
         wait_for(lambda: len(engine.aborted) == 2)
-        ticket.join(10)
+        ticket.join(60)
         # Four tokens of each of the two, and the five of the answer.
         wait_for(lambda: sql(database, "SELECT sum(num_tokens) FROM waste WHERE cause = 'lost_lease'") == [(13,)])
     assert sql(database, "SELECT count(*) FROM results") == [(0,)]
@@ -294,9 +294,9 @@ def test_a_group_that_claims_again_what_it_lost_goes_on_under_the_new_lease(
         second = threading.Thread(target=lambda: ends.update(second=group.run_ticket()))
         second.start()
         wait_for(lambda: len(engine.submitted) == 6)
-        first.join(10)
+        first.join(60)
         engine.answers = True
-        second.join(10)
+        second.join(60)
     assert (ends["first"]["end"], ends["second"]["end"]) == ("lost", "finished")
     assert len(engine.aborted) == 3
     check_books(database)

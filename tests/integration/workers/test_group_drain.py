@@ -60,7 +60,7 @@ def test_tickets_end_when_the_group_drains(database: Engine, tenant: SeededTenan
         wait_for(lambda: len(engine.running) == 1)
         group.drain(hurry=True)
         for ticket in tickets:
-            ticket.join(10)
+            ticket.join(60)
         assert sorted(map(str, ends)) == ["draining", "returned"]
 
 

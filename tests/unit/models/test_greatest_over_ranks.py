@@ -36,7 +36,7 @@ class ThreadCommunicator:
         return [one for one in self._given if one is not None] if self.rank == 0 else []
 
     def barrier(self) -> None:
-        self._meeting.wait(10)
+        self._meeting.wait(60)
 
 
 def greatest_over_ranks(weight: Tensor, hidden: Tensor, world_size: int) -> Tensor:

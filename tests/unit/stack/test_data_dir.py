@@ -31,7 +31,7 @@ def test_one_supervisor_at_a_time_and_its_death_lets_go(data_dir: DataDir) -> No
         pass
 
     holder.send_signal(signal.SIGKILL)
-    holder.wait(5)
+    holder.wait(60)
     assert data_dir.supervisor_pid() is None
     with data_dir.locked():
         assert data_dir.supervisor_pid() == os.getpid()

@@ -46,7 +46,7 @@ def test_a_process_that_no_collector_listens_to_goes_on_and_ends() -> None:
     done = subprocess.run([sys.executable, "-c", _NOBODY_LISTENS], capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("done")
+    assert "done" in done.stdout.splitlines()
     assert time.monotonic() - began < 30, "the SDK alone waits for half a minute at a process's end"
     assert (done.stdout + done.stderr).count("the collector of traces takes none") <= 1
 

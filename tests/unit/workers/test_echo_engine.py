@@ -149,7 +149,7 @@ def test_outcomes_wake_who_waits_for_them(engine: EchoEngine) -> None:
     waiter = threading.Thread(target=lambda: taken.extend(engine.take_outcomes(8, timeout=30)))
     waiter.start()
     engine.submit(request([5], max_tokens=1))
-    waiter.join(10)
+    waiter.join(60)
     assert [outcome.id for outcome in taken] == ["1.1"]
 
 
