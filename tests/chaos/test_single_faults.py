@@ -20,6 +20,8 @@ NUM_REQUESTS = 160
 NUM_GROUPS = 2
 #: So slow that a group never has what it holds finished before a fault shows, or within its drain time.
 SLOW = {"RYZANSTEIN_ECHO_TOKENS_PER_SECOND": "400", "RYZANSTEIN_SLICE_REQUESTS": "20"}
+#: On a busy host a group may hold nothing when its fault comes, or all may be done.
+MOST_TRIES = 3
 #: How attempts must have ended beside those that finished: without it, the fault would have come to nothing.
 TRACES = {"group-0 killed": "lost", "group-0 frozen": "lost", "group-0 terminated": "returned"}
 
@@ -37,14 +39,16 @@ def chaos(stack_folder: Path, tiny_model: Path) -> Iterator[Chaos]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
 def test_a_fault_costs_no_request_and_no_cent(chaos: Chaos, fault: Fault) -> None:
-    wait_for(lambda: all_are_ready(chaos), "groups that have come back from the fault before")
-    report = chaos.run(Schedule.of(fault, num_requests=NUM_REQUESTS, after=20))
-
-    assert report.violations == ()
-    assert [hit.was_hit for hit in report.hits] == [True]
-    assert report.hits[0].at < NUM_REQUESTS, "it came when all was done"
     trace = TRACES.get(fault.name.replace("group-1", "group-0"))
-    assert trace is None or report.attempts[trace] > 0
+    for _ in range(MOST_TRIES):
+        wait_for(lambda: all_are_ready(chaos), "groups that have come back from the fault before")
+        report = chaos.run(Schedule.of(fault, num_requests=NUM_REQUESTS, after=20))
+
+        assert report.violations == ()
+        assert [hit.was_hit for hit in report.hits] == [True]
+        if report.hits[0].at < NUM_REQUESTS and (trace is None or report.attempts.get(trace)):
+            return
+    raise AssertionError(f"{fault.name} came to nothing {MOST_TRIES} times: {report.hits}, {report.attempts}")
 
 
 def all_are_ready(chaos: Chaos) -> bool:

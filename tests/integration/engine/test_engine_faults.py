@@ -84,11 +84,11 @@ def test_a_killed_rank_is_replaced_and_what_ran_is_reported_as_crashed(
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_gets_no_more_memory_is_replaced(start: Callable[..., NativeEngine], rank: int) -> None:
-    engine = start()
+    # A prompt in one step, longer than any before: no memory that was free before is enough for it.
+    engine = start(step_tokens=16_384)
     before = engine.health().rank_pids
     assert answer(engine, make_request("short", PROMPT))["short"].status is OutcomeStatus.FINISHED
     psutil.Process(before[rank]).rlimit(psutil.RLIMIT_AS, (1, 1))
-    # A longer prompt than any before, so that its steps need more than the memory that there is.
     engine.submit(make_request("long", [10 + number % 200 for number in range(15_000)]))
     take(engine, 1)  # crashed, or finished right before
     wait_until(lambda: engine.health().num_restarts == 1, "the crash")
