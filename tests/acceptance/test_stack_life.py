@@ -97,7 +97,7 @@ def test_a_killed_supervisor_takes_everything_along_and_the_data_stays(make_stac
     uploaded = stack.client().files.create(file=("kept.jsonl", b'{"kept": true}\n'), purpose="batch")
 
     os.kill(first["pids"]["supervisor"], signal.SIGKILL)
-    wait_for(lambda: not stack.left(), "the end of everything", 60)
+    wait_for(lambda: not stack.left(), "the end of everything")
     assert stack.run("status").returncode == 3
 
     second = stack.up()

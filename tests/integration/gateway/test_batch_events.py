@@ -201,7 +201,7 @@ def test_streams_that_are_asked_for_at_once_are_no_more_either(acme: Tenant, dat
         start.wait(60)
         with acme.http.stream("GET", path) as response:
             num_asked.append(response.status_code)
-            wait_for(lambda: len(num_asked) == 2 * MAX_STREAMS_PER_KEY, 60)
+            wait_for(lambda: len(num_asked) == 2 * MAX_STREAMS_PER_KEY)
 
     threads = [
         threading.Thread(target=ask, args=(f"/v1/batches/{batch_id}/events",)) for _ in range(2 * MAX_STREAMS_PER_KEY)
@@ -235,7 +235,7 @@ def test_streams_outlive_the_database(own_postgres: EmbeddedPostgres, redis_url:
         with watching(acme, batch_id) as stream:
             assert stream.next() is not None
             os.kill(postgres_processes(own_postgres)[0], signal.SIGINT)  # fast shutdown
-            wait_for(lambda: "streams of events have no news" in log_path.read_text(), 60)
+            wait_for(lambda: "streams of events have no news" in log_path.read_text())
             own_postgres.process = None
             own_postgres.start()
             change(batch_id, num_succeeded=2)

@@ -121,11 +121,11 @@ def test_receivers_that_hang_leave_room_to_those_of_others(
         delivery.start()
         try:
             # All of these, although the others that were due before are still waited for; and what comes later too.
-            wait_for(lambda: len(hooks.received) == 12, 60)
+            wait_for(lambda: len(hooks.received) == 12)
             tell(bench, batch_id)
-            wait_for(lambda: len(hooks.received) == 13, 60)
+            wait_for(lambda: len(hooks.received) == 13)
             assert len(slow.received) == 6  # of 12: at most four to each endpoint, and six of the tenant's
-            wait_for(lambda: [row["status"] for row in deliveries(bench)].count("pending") == 12, 60)
+            wait_for(lambda: [row["status"] for row in deliveries(bench)].count("pending") == 12)
         finally:
             slow.hangs = False
             slow.released.set()
