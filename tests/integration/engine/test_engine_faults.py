@@ -90,7 +90,7 @@ def test_a_rank_that_gets_no_more_memory_is_replaced(start: Callable[..., Native
     assert answer(engine, make_request("short", PROMPT))["short"].status is OutcomeStatus.FINISHED
     psutil.Process(before[rank]).rlimit(psutil.RLIMIT_AS, (1, 1))
     engine.submit(make_request("long", [10 + number % 200 for number in range(15_000)]))
-    take(engine, 1)  # crashed, or finished right before
+    take(engine, 1)  # crashed, or finished by the ranks that came after
     wait_until(lambda: engine.health().num_restarts == 1, "the crash")
     wait_for_state(engine, EngineState.READY)
     wait_until_gone(before)
