@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future
 
 import msgspec
 import structlog
 
-from workers.backends.ends import count_end
+from workers.backends.crash_window import CrashWindow
 from workers.backends.measures import Measures
 from workers.backends.protocol import (
     EngineRequest,
@@ -25,6 +24,7 @@ from workers.backends.protocol import (
 )
 from workers.backends.rank_processes import ForkServer, ForkServerLost
 from workers.backends.ranks import Ranks
+from workers.backends.taken_requests import TakenRequests
 from workers.backends.validation import check_request, fits
 from workers.engine.messages import Abort, Admitted, FromRank, Heartbeat, Outcomes, Progressed, Ready, Submit
 from workers.engine.options import EngineOptions
@@ -37,9 +37,6 @@ log = structlog.get_logger(__name__)
 WATCH_SECONDS = 0.25
 #: A look that comes later than this finds that this process was stopped, or its machine, in seconds.
 PAUSE_SECONDS = 2.0
-#: Wait before a restart: none after the first crash of the window, then this, doubling up to the largest, in seconds.
-FIRST_BACKOFF_SECONDS = 0.5
-LARGEST_BACKOFF_SECONDS = 30.0
 #: A step counts as a hang when it takes so many times as long as a full step should, if that is above the deadline.
 SLOW_STEP = 10.0
 #: The least deadline of a step on a GPU, whose kernels may be compiled when they are first used, in seconds.
@@ -61,20 +58,16 @@ class NativeEngine:
         self._reason: str | None = None
         self._ranks: Ranks | None = None
         self._ready: Ready | None = None
-        self._in_flight: dict[str, EngineRequest] = {}
-        self._admitted: set[str] = set()
-        self._aborting: set[str] = set()
-        self._outcomes: deque[Outcome] = deque()
-        self._progress: list[Progress] = []
         self._num_steps = 0
         self._num_steps_before = 0  # of the generations of ranks that crashed
         self._num_restarts = 0
         self._num_kv_tokens_used = 0
         self._measures = Measures()
+        self._requests = TakenRequests(self._measures)
         self._progressed_at = 0.0
         # The supervisor's own:
         self._is_stopping = threading.Event()
-        self._crashes: deque[float] = deque()
+        self._crashes = CrashWindow(options.max_crashes, options.crash_window_seconds)
         self._supervisor: threading.Thread | None = None
         self._fork_server: ForkServer | None = None
 
@@ -99,7 +92,7 @@ class NativeEngine:
     def submit(self, request: EngineRequest) -> None:
         """Queue a request; what can't run is reported as failed, and as crashed where there is no engine any more."""
         with self._changed:
-            if request.id in self._in_flight:
+            if request.id in self._requests:
                 raise ValueError(f"Request {request.id} is in the engine already; its id must be another.")
             if self._state in (EngineState.DEGRADED, EngineState.STOPPED):
                 self._report(
@@ -130,39 +123,38 @@ class NativeEngine:
             if request.partial is not None and not fits(request.partial, request, self._ready.vocab_size):
                 log.warning("what was generated before can't be gone on from; the request begins anew", id=request.id)
                 request = msgspec.structs.replace(request, partial=None)
-            if not self._in_flight:
+            if not self._requests:
                 self._progressed_at = time.monotonic()
-            self._in_flight[request.id] = request
+            self._requests.add(request)
             if self._state is EngineState.READY and self._ranks is not None:
                 self._ranks.send(Submit(request=request))
 
     def abort(self, ids: Collection[str]) -> None:
         with self._changed:
-            known = [request_id for request_id in ids if request_id in self._in_flight]
+            known = self._requests.known(ids)
             if not known:
                 return
             if self._state is EngineState.READY and self._ranks is not None:
                 self._ranks.send(Abort(ids=known))
-                self._aborting.update(known)  # should the ranks not live to answer
+                self._requests.expect_abort(known)
                 return
-            for request_id in known:
-                self._end(Outcome(id=request_id, status=OutcomeStatus.ABORTED))
+            self._requests.abort(known)
+            self._tell()
 
     def take_outcomes(self, max_outcomes: int, timeout: float) -> list[Outcome]:
         with self._changed:
-            self._changed.wait_for(lambda: self._outcomes, timeout)
-            return [self._outcomes.popleft() for _ in range(min(max_outcomes, len(self._outcomes)))]
+            self._changed.wait_for(lambda: self._requests.has_outcomes, timeout)
+            return self._requests.take_outcomes(max_outcomes)
 
     def take_progress(self) -> list[Progress]:
         with self._changed:
-            taken, self._progress = self._progress, []
-        return taken
+            return self._requests.take_progress()
 
     def load(self) -> Load:
         with self._changed:
             return Load(
-                num_waiting=len(self._in_flight) - len(self._admitted),
-                num_running=len(self._admitted),
+                num_waiting=len(self._requests) - self._requests.num_admitted,
+                num_running=self._requests.num_admitted,
                 num_kv_tokens=self._ready.num_kv_tokens if self._ready is not None else 0,
                 num_kv_tokens_used=self._num_kv_tokens_used,
                 kv_block_size=self._options.block_size,
@@ -190,7 +182,8 @@ class NativeEngine:
             self._supervisor.join()
         with self._changed:
             self._state = EngineState.STOPPED
-            self._report_crashed(list(self._in_flight), "The engine was stopped.")
+            self._requests.crash_all("The engine was stopped.")
+            self._tell()
 
     # --- what the supervisor does
 
@@ -251,22 +244,23 @@ class NativeEngine:
                 match message:
                     case Outcomes(outcomes=outcomes):
                         for outcome in outcomes:
-                            self._end(outcome)
+                            self._requests.end(outcome)
                     case Progressed(progress=progress):
                         for one in progress:
-                            self._advance(one)
+                            self._requests.advance(one)
                     case Admitted(ids=ids):
-                        self._admitted.update(request_id for request_id in ids if request_id in self._in_flight)
+                        self._requests.admit(ids)
                     case Heartbeat():
                         if message.num_steps > self._num_steps:
                             self._progressed_at = time.monotonic()
                         self._num_steps = message.num_steps
                         self._num_kv_tokens_used = message.num_kv_tokens_used
                         self._measures.add(message.measures)
+            self._tell()
 
     def _seconds_without_progress(self, now: float) -> float:
         with self._changed:
-            return now - self._progressed_at if self._in_flight else 0.0
+            return now - self._progressed_at if self._requests else 0.0
 
     def _step_deadline(self) -> float:
         """In seconds. On a slow device a full step of a large model may well take longer than the setting."""
@@ -277,24 +271,20 @@ class NativeEngine:
 
     def _lose(self, reason: str) -> None:
         """The ranks are gone: report what ran in them, and count the crash."""
-        now = time.monotonic()
-        self._crashes.append(now)
-        while now - self._crashes[0] > self._options.crash_window_seconds:
-            self._crashes.popleft()
+        self._crashes.add(time.monotonic())
         log.error("the engine crashed", reason=reason)
         with self._changed:
             self._state, self._reason = EngineState.RESTARTING, reason
             self._ranks = None
             self._num_steps_before += self._num_steps
             self._num_steps = self._num_kv_tokens_used = 0
-            for request_id in list(self._aborting):
-                self._end(Outcome(id=request_id, status=OutcomeStatus.ABORTED))
-            self._report_crashed(list(self._admitted), reason)
+            self._requests.lose_ranks(reason)
+            self._tell()
 
     def _replace(self) -> Ranks | None:
         """Start the ranks again, as often as it takes; None when the engine is stopped, or degraded by then."""
-        while len(self._crashes) < self._options.max_crashes:
-            if self._is_stopping.wait(self._backoff_seconds()):
+        while not self._crashes.is_full:
+            if self._is_stopping.wait(self._crashes.backoff_seconds):
                 return None
             try:
                 ranks = self._start_ranks()
@@ -312,13 +302,9 @@ class NativeEngine:
             self._state = EngineState.DEGRADED
             self._reason = f"{len(self._crashes)} crashes within {window:g} seconds, the last: {self._reason}"
             log.error("the engine takes nothing more", reason=self._reason)
-            for request_id in list(self._in_flight):  # none has run since the crash: they are no suspects
-                self._end(Outcome(id=request_id, status=OutcomeStatus.ABORTED))
+            self._requests.abort_all()  # none has run since the crash: they are no suspects
+            self._tell()
         return None
-
-    def _backoff_seconds(self) -> float:
-        doublings = len(self._crashes) - 2
-        return min(FIRST_BACKOFF_SECONDS * 2.0**doublings, LARGEST_BACKOFF_SECONDS) if doublings >= 0 else 0.0
 
     def _serving_fork_server(self, deadline: float) -> ForkServer:
         if self._fork_server is None or not self._fork_server.is_usable:
@@ -352,40 +338,16 @@ class NativeEngine:
                 self._num_restarts += 1
             self._state, self._reason, self._ready = EngineState.READY, None, ready
             self._progressed_at = time.monotonic()
-            for request in self._in_flight.values():
+            for request in self._requests:
                 ranks.send(Submit(request=request))
         return ranks
 
-    # --- outcomes; `_changed` is held
+    # --- `_changed` is held
 
     def _report(self, outcome: Outcome) -> None:
-        self._outcomes.append(outcome)
-        count_end(self._measures, outcome)
-        self._changed.notify_all()
+        self._requests.report(outcome)
+        self._tell()
 
-    def _advance(self, one: Progress) -> None:
-        request = self._in_flight.get(one.id)
-        if request is not None:
-            partial = one.partial if request.partial is None else request.partial.joined(one.partial)
-            self._in_flight[one.id] = msgspec.structs.replace(request, partial=partial)
-            self._progress.append(one)
-
-    def _end(self, outcome: Outcome) -> None:
-        self._admitted.discard(outcome.id)
-        self._aborting.discard(outcome.id)
-        if (request := self._in_flight.pop(outcome.id, None)) is not None:
-            if outcome.status in (OutcomeStatus.ABORTED, OutcomeStatus.CRASHED):
-                outcome = msgspec.structs.replace(outcome, partial=request.partial)
-            self._report(outcome)
-
-    def _report_crashed(self, ids: Collection[str], reason: str) -> None:
-        for request_id in ids:
-            num_prompt_tokens = len(self._in_flight[request_id].prompt_token_ids)
-            self._end(
-                Outcome(
-                    id=request_id,
-                    status=OutcomeStatus.CRASHED,
-                    num_prompt_tokens=num_prompt_tokens,
-                    error_message=reason,
-                )
-            )
+    def _tell(self) -> None:
+        if self._requests.has_outcomes:
+            self._changed.notify_all()

@@ -25,7 +25,7 @@ from running_engines import (
     wait_until_gone,
 )
 
-from workers.backends import native, rank_processes, ranks
+from workers.backends import crash_window, rank_processes, ranks
 from workers.backends.native import EngineOptions, NativeEngine
 from workers.backends.protocol import EngineState, OutcomeStatus
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., NativeEngine]]:
-    monkeypatch.setattr(native, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(crash_window, "FIRST_BACKOFF_SECONDS", 0.01)
     engines: list[NativeEngine] = []
 
     def start(**options: object) -> NativeEngine:
@@ -178,7 +178,7 @@ def test_what_waits_in_an_engine_that_takes_nothing_more_is_no_suspect(start: Ca
 
 
 def test_a_model_that_is_gone_at_a_restart_counts_as_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(crash_window, "FIRST_BACKOFF_SECONDS", 0.01)
     model = random_llama(tmp_path)
     engine = NativeEngine(EngineOptions(model_path=str(model), max_crashes=2))
     engine.start()

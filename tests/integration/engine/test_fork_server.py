@@ -30,7 +30,7 @@ from running_engines import (
     wait_until_gone,
 )
 
-from workers.backends import native, rank_processes
+from workers.backends import crash_window, rank_processes
 from workers.backends.cores import usable_cores
 from workers.backends.native import EngineOptions, NativeEngine
 from workers.backends.protocol import EngineStartError, EngineState, OutcomeStatus
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NativeEngine]:
-    monkeypatch.setattr(native, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(crash_window, "FIRST_BACKOFF_SECONDS", 0.01)
     engine = NativeEngine(EngineOptions(model_path=str(folder), tp=2, kv_cache_tokens=40_000))
     yield engine
     engine.stop()

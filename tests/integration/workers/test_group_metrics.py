@@ -18,6 +18,7 @@ from sqlalchemy import Engine as Database
 
 from pipeline.telemetry.metrics.group_names import GROUP_METRICS
 from pipeline.telemetry.metrics.vllm_names import VLLM_METRICS
+from workers.backends.crash_window import CrashWindow
 from workers.backends.echo import EchoEngine
 from workers.backends.native import EngineOptions, NativeEngine
 from workers.backends.protocol import EngineState
@@ -64,7 +65,7 @@ def test_counts_of_an_echo_are_those_of_sql(database: Database, tenant: SeededTe
 def test_a_dead_rank_is_seen_and_nothing_counts_back(
     database: Database, tenant: SeededTenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(NativeEngine, "_backoff_seconds", lambda _: 3.0)  # so that it is seen before the next ranks
+    monkeypatch.setattr(CrashWindow, "backoff_seconds", 3.0)  # so that it is seen before the next ranks
     folder = random_llama(tmp_path / "random", context_length=16_384)
     options = EngineOptions(model_path=str(folder), tp=2, block_size=4, kv_cache_tokens=40_000, step_seconds=60.0)
     engine = NativeEngine(options)

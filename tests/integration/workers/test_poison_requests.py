@@ -11,7 +11,7 @@ from seeds import SeededTenant, seed_batch, seed_model, seed_tenant, sql
 from sqlalchemy import Engine
 
 from pipeline.tokenization import pack_token_ids
-from workers.backends import native
+from workers.backends import crash_window
 from workers.backends.native import EngineOptions, NativeEngine
 
 POISON = 99
@@ -41,7 +41,7 @@ def test_poison_fails_alone_after_three_crashes_and_the_others_lose_nothing(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(FATAL_TOKEN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(native, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(crash_window, "FIRST_BACKOFF_SECONDS", 0.01)
     folder = random_llama(tmp_path, context_length=256)
     seed_batch(database, tenant, [64], params={"max_tokens": 40, "ignore_eos": True, "logit_bias": {str(POISON): -100}})
     sql(database, "UPDATE requests SET prompt_token_ids = :ids WHERE line = 21", ids=pack_token_ids([5, POISON, 7]))
