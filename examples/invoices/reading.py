@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from examples.invoices.generate import MAX_ANSWER_TOKENS, Example, Side, examples
+from examples.invoices.generate import Example, Side, examples
 from examples.invoices.sequences import IGNORED, encode, hidden_states, pack
-from examples.invoices.tokenizer import END, PAD, render_prompt, token_id
 from models.checkpoint import load_decoder
 from models.config import ModelConfig
 from models.decoder import Decoder
@@ -37,34 +36,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, *, is_quantised: bool
 
 
 @torch.inference_mode()
-def read(decoder: Decoder, tokenizer: Tokenizer, sentences: Sequence[str]) -> list[str]:
-    """The likeliest token, one after another, for all sentences at once; each answer without its end.
-
-    Nothing is cached: every step computes the sentences anew.
-    """
-    prompts = [tokenizer.encode(render_prompt(sentence)).ids for sentence in sentences]
-    end, pad = token_id(tokenizer, END), token_id(tokenizer, PAD)
-    rows = torch.arange(len(prompts))
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    token_ids = torch.full((len(prompts), int(lengths.max()) + MAX_ANSWER_TOKENS), pad)
-    for row, prompt in zip(token_ids, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-    running = torch.ones(len(prompts), dtype=torch.bool)
-    for _ in range(MAX_ANSWER_TOKENS):
-        length = int(lengths.max())
-        last = hidden_states(decoder, token_ids[:, :length])[rows, lengths - 1]
-        token_ids[rows, lengths] = torch.where(running, decoder.logits(last).argmax(-1), end)
-        running &= token_ids[rows, lengths] != end
-        lengths += 1
-        if not running.any():
-            break
-    answers = [row[len(prompt) :].tolist() for row, prompt in zip(token_ids, prompts, strict=True)]
-    return [tokenizer.decode(answer[: answer.index(end)] if end in answer else answer) for answer in answers]
-
-
-@torch.inference_mode()
 def measure(decoder: Decoder, tokenizer: Tokenizer, held_out: Sequence[Example]) -> float:
-    """The part of the examples that `read` would answer exactly right, from 0 to 1.
+    """The part of the examples that greedy decoding answers exactly right, from 0 to 1.
 
     One pass tells: an answer is right if and only if each of its tokens is the likeliest after those before it.
     """
