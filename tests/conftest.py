@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +26,23 @@ for name in [name for name in os.environ if name.startswith(PREFIX)]:
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+#: What the servers of one run come to at most, with room to spare: PostgreSQL keeps a log of up to 1 GiB.
+MEMORY_BYTES = 4 * 1024**3
+
+
 @pytest.fixture(scope="session")
 def servers_folder() -> Iterator[Path]:
     """Not below pytest's own folder: each run that starts takes the others' right to enter that one away, and as root
     PostgreSQL runs as another user."""
-    with tempfile.TemporaryDirectory(prefix="ryzanstein-tests-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ryzanstein-tests-", dir=_memory_folder()) as folder:
         yield Path(folder)
+
+
+def _memory_folder() -> Path | None:
+    """A file system in memory, if there is room: a database, which is some 700 files, is copied ten times as fast."""
+    folder = Path("/dev/shm")
+    has_room = folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= MEMORY_BYTES
+    return folder if has_room else None
 
 
 @pytest.fixture(scope="session")
