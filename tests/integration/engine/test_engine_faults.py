@@ -262,5 +262,8 @@ def test_a_pause_of_the_parent_is_no_hang_of_the_ranks(
 
     monkeypatch.setattr(ranks.Ranks, "receive", receive_after_a_pause)
     wait_until(resumed.is_set, "the pause to end")
-    assert take(engine, 1)["a"].status is OutcomeStatus.FINISHED
+    num_steps = engine.health().num_steps
+    wait_until(lambda: engine.health().num_steps > num_steps, "a step to be heard of after the pause")
+    engine.abort(["a"])
+    assert take(engine, 1)["a"].status is OutcomeStatus.ABORTED
     assert engine.health().num_restarts == 0
