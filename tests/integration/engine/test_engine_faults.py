@@ -56,9 +56,9 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     assert engine_children() == []
 
 
-def submit_and_wait_until_it_runs(engine: NativeEngine, *ids: str) -> None:
+def submit_and_wait_until_it_runs(engine: NativeEngine, *ids: str, max_tokens: int = LONG) -> None:
     for request_id in ids:
-        engine.submit(make_request(request_id, PROMPT, max_tokens=LONG))
+        engine.submit(make_request(request_id, PROMPT, max_tokens=max_tokens))
     wait_until(lambda: engine.load().num_running == len(ids), "the requests to run")
 
 
@@ -248,7 +248,7 @@ def test_a_pause_of_the_parent_is_no_hang_of_the_ranks(
     start: Callable[..., NativeEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(tp=1, step_seconds=3.0, step_tokens=16)
-    submit_and_wait_until_it_runs(engine, "a")
+    submit_and_wait_until_it_runs(engine, "a", max_tokens=2_500)
     resumed = threading.Event()
     receive = ranks.Ranks.receive
 
@@ -262,8 +262,5 @@ def test_a_pause_of_the_parent_is_no_hang_of_the_ranks(
 
     monkeypatch.setattr(ranks.Ranks, "receive", receive_after_a_pause)
     wait_until(resumed.is_set, "the pause to end")
-    num_steps = engine.health().num_steps
-    wait_until(lambda: engine.health().num_steps > num_steps, "a step to be heard of after the pause")
-    engine.abort(["a"])
-    assert take(engine, 1)["a"].status is OutcomeStatus.ABORTED
+    assert take(engine, 1)["a"].status is OutcomeStatus.FINISHED
     assert engine.health().num_restarts == 0
