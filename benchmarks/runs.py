@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,24 +57,45 @@ class RunError(Exception):
 def run_job(command: Sequence[str], job: str, environment: Mapping[str, str]) -> dict[str, Any]:
     """Run `command FILE`, FILE holding the job; returns what its last line says.
 
-    What it writes to its standard error is shown only if it fails. Raises RunError.
+    What it writes to its standard error is shown only if it fails. It ends, with all that it started, at the latest
+    when this returns or is interrupted. Raises RunError.
     """
-    with tempfile.TemporaryDirectory(prefix="ryzanstein-benchmark-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ryzanstein-benchmark-") as folder, _ended_in_order():
         path, log = Path(folder, "job.json"), Path(folder, "log")
         path.write_text(job)
         with log.open("wb") as log_file:
-            process = subprocess.run(
+            process = subprocess.Popen(
                 [*command, str(path)],
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 start_new_session=True,
-                timeout=MAX_SECONDS,
-                check=False,
             )
-        lines = [line for line in process.stdout.decode().splitlines() if line.startswith("{")]
+            with process, _killed_at_last(process):
+                output, _ = process.communicate(timeout=MAX_SECONDS)
+        lines = [line for line in output.decode().splitlines() if line.startswith("{")]
         if process.returncode or not lines:
             raise RunError(f"{' '.join(command)} ended with status {process.returncode}:\n{log.read_text()[-4000:]}")
     answer: dict[str, Any] = json.loads(lines[-1])
     return answer
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _killed_at_last(leader: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A peer's processes share a group, which Ctrl-C does not reach, and some outlive the one that started them."""
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(leader.pid, signal.SIGKILL)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +51,26 @@ def test_a_run_that_fails_says_what_it_wrote_last() -> None:
 def test_a_run_without_an_answer_has_failed() -> None:
     with pytest.raises(RunError, match="status 0"):
         run_job(python("pass"), "{}", {})
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_benchmark_that_is_interrupted_leaves_nothing_running(ending: signal.Signals, tmp_path: Path) -> None:
+    pipe = tmp_path / "alive"
+    os.mkfifo(pipe)
+    # Both hold the pipe open, as they hold a peer's memory.
+    sleeper = "import time; print(1, flush=True); time.sleep(600)"
+    runner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])"
+    code = (
+        "import signal, sys; from benchmarks.runs import run_job;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"run_job(['sh', '-c', 'exec \"$0\" -c \"$1\" > {pipe}', sys.executable, {runner!r}], '{{}}', {{}})"
+    )
+    benchmark = subprocess.Popen(python(code), stderr=subprocess.DEVNULL)
+    with pipe.open("rb") as alive:
+        assert alive.readline() == b"1\n"
+        benchmark.send_signal(ending)
+        assert benchmark.wait(timeout=60)
+        assert alive.read() == b""  # its end comes when nobody is left to write
 
 
 def test_a_job_holds_a_warm_up_and_every_run_with_tokens_of_its_own() -> None:
