@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,17 @@ import redis
 from model_folders import random_llama
 from running_groups import wait_for
 from running_workers import Start, num_results, ring, wait_until_ready
+from scraping import scrape
 from seeds import SeededTenant, seed_batch, sql
 from sqlalchemy import Engine
 
 from pipeline.celery import KEY_PREFIX, generate_queue
+
+
+def num_held(database: Engine) -> float:
+    """Slices that the group has taken in, which it does after the claim is committed."""
+    ((info,),) = sql(database, "SELECT info FROM groups")
+    return scrape(f"http://127.0.0.1:{info['health_port']}/metrics").value("ryzanstein_group_slices_held")
 
 
 def test_a_worker_answers_the_slices_that_its_tickets_are_for(
@@ -66,7 +74,7 @@ def test_sigterm_drains_and_a_second_returns_everything_at_once(
     worker = start(folder, drain_seconds="3600", sweep_seconds="0.1", echo_tokens_per_second="0.001")
     wait_until_ready(database)
     seed_batch(database, tenant, [3])
-    wait_for(lambda: sql(database, "SELECT 1 FROM slices WHERE status = 'claimed'"))
+    wait_for(lambda: num_held(database) == 1)
     worker.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         worker.wait(1)
@@ -76,12 +84,22 @@ def test_sigterm_drains_and_a_second_returns_everything_at_once(
     assert sql(database, "SELECT status FROM slices") == [("pending",)]
 
 
+def test_signals_that_come_while_a_worker_ends_change_nothing(database: Engine, folder: Path, start: Start) -> None:
+    worker = start(folder)
+    wait_until_ready(database)
+    while worker.poll() is None:
+        worker.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    assert worker.returncode == 0
+    assert sql(database, "SELECT state FROM groups") == [("stopped",)]
+
+
 def test_sigquit_returns_everything_at_once(database: Engine, tenant: SeededTenant, folder: Path, start: Start) -> None:
     worker = start(folder, drain_seconds="3600", sweep_seconds="3600", echo_tokens_per_second="0.001")
     wait_until_ready(database)
     seed_batch(database, tenant, [3])
     ring(database)
-    wait_for(lambda: sql(database, "SELECT 1 FROM slices WHERE status = 'claimed'"))
+    wait_for(lambda: num_held(database) == 1)
     worker.send_signal(signal.SIGQUIT)
     assert worker.wait(30) == 0
     assert sql(database, 'SELECT "end" FROM attempts') == [("returned",)]
