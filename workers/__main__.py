@@ -6,12 +6,13 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
 from models.config import ModelConfig
 from models.errors import ModelError
-from pipeline.celery import app, generate_queue, queue
+from pipeline.celery import app, generate_queue, queue, run_worker
 from pipeline.checks.starting import check_at_start
 from pipeline.errors import UserError
 from pipeline.model_folder import resolve_model
@@ -114,7 +115,7 @@ def _make_engine(
     return NativeEngine(options)
 
 
-def _work(group: Group, identity: GroupIdentity, settings: Settings) -> None:
+def _work(group: Group, identity: GroupIdentity, settings: Settings) -> NoReturn:
     import workers.tasks  # noqa: F401 — registers the task
 
     app.steps["worker"].add(group_step(group))
@@ -130,8 +131,7 @@ def _work(group: Group, identity: GroupIdentity, settings: Settings) -> None:
         task_events=True,
         quiet=True,
     )
-    worker.start()
-    sys.exit(worker.exitcode)
+    run_worker(worker)
 
 
 if __name__ == "__main__":

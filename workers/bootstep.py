@@ -52,9 +52,6 @@ def group_step(group: Group) -> type[bootsteps.StartStopStep]:
         def stop(self, worker: Any) -> None:
             group.stop()
             _current.clear()
-            # Nothing is left to hasten, and while Python ends, it would let a signal that has a handler kill it.
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
 
         def info(self, worker: Any) -> dict[str, Any]:
             """A part of `celery inspect stats`, and of the worker's page in Flower."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-import sys
-from typing import Final
+from typing import Final, NoReturn
 
-from pipeline.celery import CONTROL_QUEUE, app
+from pipeline.celery import CONTROL_QUEUE, app, run_worker
 from pipeline.checks.starting import check_at_start
 from pipeline.jobs.beat import Beat
 from pipeline.settings import PREFIX, Settings, get_settings
@@ -25,7 +24,7 @@ from pipeline.worker_pool import TaskPool
 _NUM_THREADS: Final = 6
 
 
-def run_control_worker() -> None:
+def run_control_worker() -> NoReturn:
     """Work until SIGTERM, finish the tasks at hand, and leave the process. The node's name is `control@HOST`."""
     configure_logging("control")
     configure_tracing("control", get_settings())
@@ -42,8 +41,7 @@ def run_control_worker() -> None:
         task_events=True,
         quiet=True,
     )
-    worker.start()
-    sys.exit(worker.exitcode)
+    run_worker(worker)
 
 
 def _show_metrics(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,10 @@ def test_it_ends_in_order_on_sigterm_without_redis(
     own_redis.stop()
     control.send_signal(signal.SIGTERM)
     assert control.wait(30) == 0
+
+
+def test_signals_that_come_while_it_ends_change_nothing(control: subprocess.Popen[bytes]) -> None:
+    while control.poll() is None:
+        control.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    assert control.returncode == 0
