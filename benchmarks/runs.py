@@ -60,7 +60,7 @@ def run_job(command: Sequence[str], job: str, environment: Mapping[str, str]) ->
     What it writes to its standard error is shown only if it fails. It ends, with all that it started, at the latest
     when this returns or is interrupted. Raises RunError.
     """
-    with tempfile.TemporaryDirectory(prefix="ryzanstein-benchmark-") as folder, _ended_in_order():
+    with tempfile.TemporaryDirectory(prefix="ryzanstein-benchmark-") as folder, _interrupted_by_sigterm():
         path, log = Path(folder, "job.json"), Path(folder, "log")
         path.write_text(job)
         with log.open("wb") as log_file:
@@ -82,7 +82,7 @@ def run_job(command: Sequence[str], job: str, environment: Mapping[str, str]) ->
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
+def _interrupted_by_sigterm() -> Iterator[None]:
     """SIGTERM interrupts as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

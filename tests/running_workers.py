@@ -19,6 +19,13 @@ def wait_until_ready(database: Engine) -> None:
     wait_for(lambda: sql(database, "SELECT 1 FROM groups WHERE state = 'ready'"), timeout=60)
 
 
+def health_port(database: Engine) -> int:
+    """Of the only group, once it is ready: where it answers probes and Prometheus."""
+    wait_until_ready(database)
+    ((port,),) = sql(database, "SELECT (info->>'health_port')::int FROM groups")
+    return int(port)
+
+
 def ring(database: Engine, num_tickets: int = 1) -> None:
     """Publish tickets."""
     with database.begin() as conn:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from running_gateways import postgres_processes
 from running_groups import wait_for
-from seeds import seed_model, sql
+from running_workers import health_port
+from seeds import seed_model
 from sqlalchemy import Engine
 from tokenizer_folders import byte_level
 
@@ -41,12 +42,6 @@ def worker(
     process = spawn(argv, env=os.environ, log_path=tmp_path / "worker.log")
     yield process
     stop(process, timeout=30)
-
-
-def health_port(database: Engine) -> int:
-    wait_for(lambda: sql(database, "SELECT 1 FROM groups WHERE state = 'ready'"), timeout=60)
-    ((port,),) = sql(database, "SELECT (info->>'health_port')::int FROM groups")
-    return int(port)
 
 
 def ask(port: int, path: str = "/readyz") -> tuple[int, list[str]]:
