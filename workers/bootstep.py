@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any, Final
 
@@ -47,7 +49,6 @@ def group_step(group: Group) -> type[bootsteps.StartStopStep]:
                 group.stop()
                 raise
             _current.append(group)
-            stopper.is_starting = False
 
         def stop(self, worker: Any) -> None:
             group.stop()
@@ -64,17 +65,24 @@ class _Stopper:
     """Instead of Celery's handlers, which end a worker at SIGQUIT without waiting for its group.
 
     The first signal drains; the second, and SIGQUIT, returns at once what is left. While the model loads there is
-    nothing to return.
+    nothing to return, so the first one ends the worker; those that come while it ends are not needed.
     """
 
     def __init__(self, group: Group) -> None:
         self._group = group
         self._num_signals = 0
-        self.is_starting = True
+        #: Whether to hurry, for each signal. A drain takes locks that the handler may have interrupted, perhaps itself
+        #: in one; of what wakes a thread only this queue may be used in there.
+        self._signals: SimpleQueue[bool] = SimpleQueue()
+        threading.Thread(target=self._drain, name="stopper", daemon=True).start()
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        if self.is_starting:
-            raise SystemExit(0)
         self._num_signals += 1
+        self._signals.put(self._num_signals > 1 or number == signal.SIGQUIT)
         state.should_stop = 0  # the exit code
-        self._group.drain(hurry=self._num_signals > 1 or number == signal.SIGQUIT)
+        if self._group.is_loading and self._num_signals == 1:
+            raise SystemExit(0)
+
+    def _drain(self) -> None:
+        while True:
+            self._group.drain(hurry=self._signals.get())

@@ -107,7 +107,11 @@ class Group:
         self._is_draining = threading.Event()
         self._is_hurried = threading.Event()
         self._is_drained = threading.Event()
+        #: Whether a signal may still end it by an exception: nothing has been claimed.
+        self.is_loading = True
         self._is_started = False
+        #: Whether its row says that it runs.
+        self._is_listed = False
         #: Called in the thread of a ticket when its slice is claimed, or is not: another ticket may be wanted.
         self.on_claimed: Callable[[], None] = lambda: None
 
@@ -122,12 +126,14 @@ class Group:
                 expire_leases(conn, self.identity.id)
 
         until_done(enter, what="registering the group", give_up=self._is_draining)
+        self._is_listed = True
         began = time.monotonic()
         try:
             self._engine.start()
         except EngineStartError as error:
             self._report_stop(str(error))
             raise
+        self.is_loading = False
         log.info("the engine is ready", model=self.identity.model, seconds=round(time.monotonic() - began, 1))
         if num_kv_tokens := self._engine.load().num_kv_tokens:  # an echo has no cache
             self._held_slices.limit_tokens(num_kv_tokens)
@@ -142,7 +148,7 @@ class Group:
     def drain(self, *, hurry: bool = False) -> None:
         """Begin to stop: take nothing more, finish what runs within the drain time, return the rest.
 
-        `hurry` returns all of it at once. Only sets flags, so that a signal handler can call it.
+        `hurry` returns all of it at once. Returns at once, but takes locks: not for a signal handler.
         """
         if hurry:
             self._is_hurried.set()
@@ -159,7 +165,7 @@ class Group:
             self._heartbeat.stop()
             self._pause.stop()
         self._engine.stop()
-        if self._is_started:
+        if self._is_listed:
             self._report_stop(None)
 
     def describe(self) -> dict[str, Any]:
@@ -300,6 +306,7 @@ class Group:
     # --- what SQL is told
 
     def _report_stop(self, reason: str | None) -> None:
+        self._is_listed = False
         self._tell(GroupCondition(state=GroupState.STOPPED, reason=reason))
 
     def _tell(self, condition: GroupCondition) -> None:

@@ -11,7 +11,7 @@ import pytest
 import redis
 from model_folders import random_llama
 from running_groups import wait_for
-from running_workers import Start, num_results, ring, wait_until_ready
+from running_workers import Start, health_port, num_results, ring, wait_until_ready
 from scraping import scrape
 from seeds import SeededTenant, seed_batch, sql
 from sqlalchemy import Engine
@@ -21,8 +21,7 @@ from pipeline.celery import KEY_PREFIX, generate_queue
 
 def num_held(database: Engine) -> float:
     """Slices that the group has taken in, which it does after the claim is committed."""
-    ((info,),) = sql(database, "SELECT info FROM groups")
-    return scrape(f"http://127.0.0.1:{info['health_port']}/metrics").value("ryzanstein_group_slices_held")
+    return scrape(f"http://127.0.0.1:{health_port(database)}/metrics").value("ryzanstein_group_slices_held")
 
 
 def test_a_worker_answers_the_slices_that_its_tickets_are_for(
@@ -84,9 +83,12 @@ def test_sigterm_drains_and_a_second_returns_everything_at_once(
     assert sql(database, "SELECT status FROM slices") == [("pending",)]
 
 
-def test_signals_that_come_while_a_worker_ends_change_nothing(database: Engine, folder: Path, start: Start) -> None:
-    worker = start(folder)
-    wait_until_ready(database)
+@pytest.mark.parametrize("state", ["starting", "ready"])
+def test_signals_that_come_while_a_worker_ends_change_nothing(
+    database: Engine, tmp_path: Path, start: Start, state: str
+) -> None:
+    worker = start(random_llama(tmp_path / "model"), "--model-name", "tiny", "--engine", "native")
+    wait_for(lambda: sql(database, "SELECT state FROM groups") == [(state,)], timeout=60)
     while worker.poll() is None:
         worker.send_signal(signal.SIGTERM)
         time.sleep(0.001)
