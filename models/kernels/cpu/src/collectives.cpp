@@ -1,11 +1,15 @@
 // Collectives between the ranks of one group, through memory that all of them have mapped.
 //
-// The segment holds one line per rank, then two slots per rank. A collective is one or more rounds, which all ranks
-// number alike. In round n a rank
+// The segment holds one line per rank, then two sets of slots, each with one per rank. A collective is one or more
+// rounds, which all ranks number alike. In round n a rank
 //   1. waits until every rank has entered round n - 1, and so has read all it wanted of round n - 2;
-//   2. writes its part into its slot n % 2, and then n into its line: it has entered the round;
+//   2. writes its part into its slot of set n % 2, and then n into its line: it has entered the round;
 //   3. waits until those ranks have entered it whose parts it needs, and reads them.
-// No rank is more than one round ahead of another that it does not need, and two slots are enough.
+// No rank is more than one round ahead of another that it does not need, and two sets are enough.
+//
+// The slots of a set go round among the ranks, so that one of two ranks writes into what it has read two rounds
+// before. A line that another core has read must be fetched back from there before it is written, which takes longer
+// than all else where the cores have no cache in common; so each line crosses once a round, not twice.
 #include "kernels.hpp"
 
 #include <algorithm>
@@ -146,7 +150,8 @@ void enter(Ranks& ranks, uint32_t round) {
 }
 
 char* slot(const Ranks& ranks, int rank, uint32_t round) {
-  return ranks.slots + (2 * rank + round % 2) * ranks.slot_bytes;
+  const uint32_t size = ranks.world_size;
+  return ranks.slots + (round % 2 * size + (rank + round / 2) % size) * ranks.slot_bytes;
 }
 
 // Calls round(offset, bytes) for every part of `bytes` that fits into a slot, until one fails.
