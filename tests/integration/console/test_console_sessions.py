@@ -225,7 +225,7 @@ def test_pages_are_calls_that_are_limited(
 
 
 def test_a_page_says_so_where_the_database_hangs_or_a_form_is_too_long(acme: Tenant, database: Engine) -> None:
-    with serve(create_app(answer_seconds=2.0)) as address:
+    with serve(create_app(answer_seconds=4.0)) as address:
         person = sign_in(address, acme.key)
         with database.begin() as conn:
             conn.execute(text("LOCK TABLE console_sessions"))

@@ -80,7 +80,7 @@ def _refusals(database: Engine) -> int:
 def test_without_a_free_connection_the_gateway_says_try_again_and_nothing_is_half_done(
     database: Engine, redis_url: str, log_path: Path
 ) -> None:
-    with serve(create_app(answer_seconds=1.0)) as address, ExitStack() as taken:
+    with serve(create_app(answer_seconds=3.0)) as address, ExitStack() as taken:
         tenant = new_tenant(address, "acme")
         file_id = tenant.client.files.create(file=("in.jsonl", b"{}\n"), purpose="batch").id
         body = {"input_file_id": file_id, "endpoint": "/v1/completions", "completion_window": "24h"}
@@ -96,8 +96,7 @@ def test_without_a_free_connection_the_gateway_says_try_again_and_nothing_is_hal
 
         for connection in connections:
             connection.close()
-        answer = tenant.http.post("/v1/batches", json=body, headers=headers)
-        assert answer.status_code == 200
+        wait_for(lambda: tenant.http.post("/v1/batches", json=body, headers=headers).status_code == 200)
         taken.callback(tenant.http.close)
         taken.callback(tenant.client.close)
     assert sql(database, "SELECT count(*) FROM batches") == [(1,)]
