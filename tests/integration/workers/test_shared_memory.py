@@ -62,6 +62,12 @@ def summed(world_size: int, size: int, dtype: torch.dtype) -> Tensor:
     return total.to(dtype)
 
 
+def every_bfloat16(rank: int) -> Tensor:
+    """Each once, NaN and infinities among them, in an order of this rank."""
+    generator = torch.Generator().manual_seed(rank)
+    return torch.randperm(2**16, generator=generator).sub(2**15).to(torch.int16).view(torch.bfloat16)
+
+
 def try_all(communicator: Communicator) -> Findings:
     wrong_sums = []
     digest = hashlib.sha256()
@@ -72,6 +78,12 @@ def try_all(communicator: Communicator) -> Findings:
             digest.update(tensor.view(torch.uint8).numpy().tobytes())
             if not torch.equal(tensor, summed(communicator.world_size, size, dtype)):
                 wrong_sums.append(f"{size} x {dtype}")
+    strange = every_bfloat16(communicator.rank)
+    communicator.all_reduce(strange)
+    digest.update(strange.view(torch.uint8).numpy().tobytes())
+    expected = sum(every_bfloat16(rank).float() for rank in range(communicator.world_size)).bfloat16()
+    if not torch.allclose(strange, expected, rtol=0, atol=0, equal_nan=True):
+        wrong_sums.append("every bfloat16")
     columns = torch.zeros(4, 2)
     communicator.all_reduce(columns[:, 1].add_(communicator.rank + 1))
     communicator.broadcast(columns[:, 0].add_(communicator.rank + 5))

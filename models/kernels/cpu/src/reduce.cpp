@@ -18,7 +18,7 @@ static void sum_range(const T* const* parts, int64_t num_parts, T* out, int64_t 
       const Pair l = load_pair(parts[part] + i), h = load_pair(parts[part] + i + 2 * W);
       low.a += l.a, low.b += l.b, high.a += h.a, high.b += h.b;
     }
-    store_pair(out + i, low), store_pair(out + i + 2 * W, high);
+    store_sum(out + i, low), store_sum(out + i + 2 * W, high);
   }
   for (; i < end; i++) {
     float total = load1(parts[0] + i);

@@ -48,6 +48,12 @@ inline vu rounded(vf v) {
   return v != v ? vu{} + 0x7fc0 : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
 }
 
+// The same for what was added from bf16 numbers alone. A NaN among those has no bits that rounding could carry over.
+inline vu rounded_sum(vf v) {
+  const vu u = (vu)v;
+  return (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+}
+
 inline void store(bf16* p, vf v) {
 #if defined(__AVX512BF16__)
   const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
@@ -73,6 +79,12 @@ inline void store_pair(T* p, Pair v) {
   store(p, v.a), store(p + W, v.b);
 }
 
+// For a sum of numbers of the type that is stored.
+template <class T>
+inline void store_sum(T* p, Pair v) {
+  store_pair(p, v);
+}
+
 #if defined(__AVX2__) && !defined(__AVX512F__)
 // Within each half of a register, which takes a third of the instructions that the order of memory takes.
 inline Pair load_pair(const bf16* p) {
@@ -82,6 +94,10 @@ inline Pair load_pair(const bf16* p) {
 
 inline void store_pair(bf16* p, Pair v) {
   _mm256_storeu_si256((__m256i*)p, _mm256_packus_epi32((__m256i)rounded(v.a), (__m256i)rounded(v.b)));
+}
+
+inline void store_sum(bf16* p, Pair v) {
+  _mm256_storeu_si256((__m256i*)p, _mm256_packus_epi32((__m256i)rounded_sum(v.a), (__m256i)rounded_sum(v.b)));
 }
 #endif
 
