@@ -96,7 +96,8 @@ def test_without_a_free_connection_the_gateway_says_try_again_and_nothing_is_hal
 
         for connection in connections:
             connection.close()
-        wait_for(lambda: tenant.http.post("/v1/batches", json=body, headers=headers).status_code == 200)
+        answer = tenant.http.post("/v1/batches", json=body, headers=headers)
+        assert answer.status_code == 200
         taken.callback(tenant.http.close)
         taken.callback(tenant.client.close)
     assert sql(database, "SELECT count(*) FROM batches") == [(1,)]

@@ -42,17 +42,15 @@ inline vf load(const bf16* p) {
   return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 
-// The bits of numbers rounded to bf16, to nearest, ties to even, as torch does; a NaN stays one.
-inline vu rounded(vf v) {
-  const vu u = (vu)v;
-  return v != v ? vu{} + 0x7fc0 : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-}
-
-// The same for what was added from bf16 numbers alone. A NaN among those has no bits that rounding could carry over.
+// The bits of numbers rounded to bf16, to nearest, ties to even, as torch does. For sums of bf16 numbers: a NaN among
+// those has no low bits whose carry would make it something else.
 inline vu rounded_sum(vf v) {
   const vu u = (vu)v;
   return (u + 0x7fff + ((u >> 16) & 1)) >> 16;
 }
+
+// The same for all numbers; a NaN stays one.
+inline vu rounded(vf v) { return v != v ? vu{} + 0x7fc0 : rounded_sum(v); }
 
 inline void store(bf16* p, vf v) {
 #if defined(__AVX512BF16__)
