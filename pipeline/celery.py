@@ -5,12 +5,10 @@ PostgreSQL is the queue; a message in Redis is only a hint that there is work. I
 
 from __future__ import annotations
 
-import signal
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from celery import Celery, signals
 from celery.app.amqp import AMQP
@@ -182,15 +180,6 @@ class _AMQP(AMQP):  # type: ignore[misc]
 app = Celery("ryzanstein", amqp=_AMQP, include=["pipeline.jobs.tasks"], set_as_current=True)
 # Read when first needed, so that importing this module needs no settings.
 app.add_defaults(_configuration)
-
-
-def run_worker(worker: Any) -> NoReturn:
-    """Work until a signal or an error ends this Celery worker, and then the process with its exit code."""
-    worker.start()
-    # Nothing is left to hasten, and while Python ends, it would let a signal that has a handler kill it.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(worker.exitcode)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]

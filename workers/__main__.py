@@ -12,7 +12,7 @@ import typer
 
 from models.config import ModelConfig
 from models.errors import ModelError
-from pipeline.celery import app, generate_queue, queue, run_worker
+from pipeline.celery import app, generate_queue, queue
 from pipeline.checks.starting import check_at_start
 from pipeline.errors import UserError
 from pipeline.model_folder import resolve_model
@@ -24,6 +24,7 @@ from pipeline.telemetry.logs import configure_logging
 from pipeline.telemetry.metrics.targets import announce
 from pipeline.telemetry.tracing import configure_tracing
 from pipeline.tokenization import Tokenizer
+from pipeline.worker_process import run_worker
 from workers.backends.echo import EchoEngine
 from workers.backends.native import EngineOptions, NativeEngine
 from workers.backends.protocol import Engine

@@ -7,17 +7,16 @@ import sys
 import threading
 from queue import SimpleQueue
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 from celery import bootsteps
 from celery.worker import state
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.telemetry.logs import summarize_error
+from pipeline.worker_process import STOP_SIGNALS
 from workers.backends.protocol import EngineStartError
 from workers.group import Group
-
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 _current: list[Group] = []
 
@@ -36,7 +35,7 @@ def group_step(group: Group) -> type[bootsteps.StartStopStep]:
 
         def start(self, worker: Any) -> None:
             stopper = _Stopper(group)
-            for number in _SIGNALS:
+            for number in STOP_SIGNALS:
                 signal.signal(number, stopper)
             try:
                 group.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Final, NoReturn
 
-from pipeline.celery import CONTROL_QUEUE, app, run_worker
+from pipeline.celery import CONTROL_QUEUE, app
 from pipeline.checks.starting import check_at_start
 from pipeline.jobs.beat import Beat
 from pipeline.settings import PREFIX, Settings, get_settings
@@ -19,6 +19,7 @@ from pipeline.telemetry.metrics.targets import announce
 from pipeline.telemetry.metrics.tasks import TASKS
 from pipeline.telemetry.tracing import configure_tracing
 from pipeline.worker_pool import TaskPool
+from pipeline.worker_process import run_worker
 
 #: More than the batches prepared at once, so that sweeps and the closing of batches never wait behind those.
 _NUM_THREADS: Final = 6
