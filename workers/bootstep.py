@@ -64,14 +64,14 @@ class _Stopper:
     """Instead of Celery's handlers, which end a worker at SIGQUIT without waiting for its group.
 
     The first signal drains; the second, and SIGQUIT, returns at once what is left. While the model loads there is
-    nothing to return, so the first one ends the worker; those that come while it ends are not needed.
+    nothing to return: the first one ends the worker, and no other may break that off.
     """
 
     def __init__(self, group: Group) -> None:
         self._group = group
         self._num_signals = 0
-        #: Whether to hurry, for each signal. A drain takes locks that the handler may have interrupted, perhaps itself
-        #: in one; of what wakes a thread only this queue may be used in there.
+        #: Whether to hurry, for each signal. A drain takes locks, which the code that a handler interrupts may hold;
+        #: this queue is made to be filled from there.
         self._signals: SimpleQueue[bool] = SimpleQueue()
         threading.Thread(target=self._drain, name="stopper", daemon=True).start()
 

@@ -107,7 +107,7 @@ class Group:
         self._is_draining = threading.Event()
         self._is_hurried = threading.Event()
         self._is_drained = threading.Event()
-        #: Whether a signal may still end it by an exception: nothing has been claimed.
+        #: Whether an exception may still end it, in place of a drain: nothing can have been claimed.
         self.is_loading = True
         self._is_started = False
         #: Whether its row says that it runs.
@@ -156,6 +156,7 @@ class Group:
 
     def stop(self) -> None:
         """Drain if that has not been done, and end the engine and all threads."""
+        self.is_loading = False
         self.drain()
         if self._is_started:
             self._drainer.join()
