@@ -51,7 +51,9 @@ class PackedLinear:
             weight, scales = quantise_rows(weight)
             self._scales = _panels(scales, padded_outputs, is_gated)
         self._bias = None if bias is None else _panels(bias.float(), padded_outputs, is_gated)
-        self._packed = arena.take(padded_outputs * self._padded_inputs, self._type)
+        # After an int8 weight come the sums of its rows, int32.
+        row_bytes = self._padded_inputs * self._type.itemsize + (torch.int32.itemsize if is_quantised else 0)
+        self._packed = arena.take(padded_outputs * row_bytes, torch.uint8)
         weight = weight.to(self._type).contiguous()
         native.rz_pack_linear(
             TYPES[self._type], weight.data_ptr(), self._outputs, self._inputs, is_gated, self._packed.data_ptr()

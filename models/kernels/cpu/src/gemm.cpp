@@ -7,6 +7,7 @@
 //
 // Sixteen such lines are a tile of AMX, and one line is a vector of AVX-512: the same weights serve every row count
 // and every instruction set, and are read in one stream. Inputs are padded with zeros to whole tiles of 64 bytes.
+// After the panels of int8 lie the sums over each output's weights, int32, which VNNI's unsigned inputs need.
 #include "gemm_finish.hpp"
 #include "gemm_panels.hpp"
 #include "kernels.hpp"
@@ -33,12 +34,17 @@ static void pack_panels(const typename Kind::Element* weight, int64_t outputs, i
     const int64_t first = interleave ? panel / 2 * PANEL + panel % 2 * (outputs / 2) : panel * PANEL;
     const int64_t last = interleave ? (panel % 2 + 1) * (outputs / 2) : outputs;
     Element* out = packed + panel * padded * PANEL;
+    [[maybe_unused]] int32_t sums[PANEL] = {};
     for (int64_t group = 0; group < padded / Kind::GROUP; group++)
       for (int64_t column = 0; column < PANEL; column++)
         for (int64_t i = 0; i < Kind::GROUP; i++) {
           const int64_t row = first + column, input = group * Kind::GROUP + i;
-          *out++ = row < last && input < inputs ? weight[row * inputs + input] : Element{};
+          *out = row < last && input < inputs ? weight[row * inputs + input] : Element{};
+          if constexpr (Kind::HAS_SUMS) sums[column] += *out;
+          out++;
         }
+    if constexpr (Kind::HAS_SUMS)
+      std::memcpy(packed + panels * padded * PANEL + panel * sizeof sums, sums, sizeof sums);
   }
 }
 
@@ -61,6 +67,7 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
                          int64_t rows, int64_t outputs, int64_t inputs, const Finish& f) {
   const int64_t padded = round_up(inputs, line<Kind>());
   const int64_t pairs = round_up(outputs, PAIR) / PAIR;
+  const int32_t no_sums[PAIR] = {};
   const int64_t cached = std::max<int64_t>(1, CACHED_BYTES / (padded * Rows<Kind>::BYTES) / BLOCK) * BLOCK;
 #pragma omp parallel if (rows * outputs * inputs > 1 << 18)
   {
@@ -75,14 +82,15 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
       if (first < last) multiply_rows.begin(x + top * stride, stride, bottom - top, padded);
       for (int64_t pair = first; pair < last; pair++) {
         const typename Kind::Element* panels = packed + pair * padded * PAIR;
+        const int32_t* weight_sums =
+            Kind::HAS_SUMS ? (const int32_t*)(packed + pairs * padded * PAIR) + pair * PAIR : no_sums;
         // While these panels are multiplied, the next pair comes from memory, a part with every block of rows.
-        // More lines at a time would crowd out the loads of the panels at hand.
-        const int lines = int(std::min<int64_t>(8, (32 + blocks - 1) / blocks));
+        const int lines = int(fetched_lines(bottom - top, (PAIR + blocks - 1) / blocks));
         const char* next = (const char*)(panels + padded * PAIR);
         for (int64_t row = top, count; row < bottom; row += count) {
           count = next_block(bottom - row);
           before.expect(row, count, pair * PAIR);
-          multiply_rows(row - top, count, panels, padded, Fetch{next, lines}, products[current], before);
+          multiply_rows(row - top, count, panels, padded, weight_sums, Fetch{next, lines}, products[current], before);
           next += lines * 64 * (padded / line<Kind>());
           before.rest();
           before.begin(products[current], row, count, pair * PAIR);

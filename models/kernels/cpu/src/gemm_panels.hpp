@@ -14,12 +14,14 @@ struct Bf16 {
   typedef bf16 Element;
   typedef float Accumulator;
   static constexpr int64_t GROUP = 2;
+  static constexpr bool HAS_SUMS = false;  // of its weights, by output
 };
 
 struct Int8 {
   typedef int8_t Element;
   typedef int32_t Accumulator;
   static constexpr int64_t GROUP = 4;
+  static constexpr bool HAS_SUMS = true;
 };
 
 // Elements in a line of 64 bytes along the inputs: what a tile's row holds.

@@ -11,6 +11,10 @@ constexpr int64_t BLOCK = 32;
 
 static int64_t next_block(int64_t rows) { return std::min(rows, BLOCK); }
 
+// How many of the `wanted` lines of the next panels are fetched with each line of inputs. More would crowd out the loads
+// of the panels at hand.
+static int64_t fetched_lines(int64_t, int64_t wanted) { return std::min<int64_t>(8, wanted); }
+
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes_per_row[16] = {};
@@ -82,8 +86,8 @@ struct Rows {
 
   // `rows` of them from `first` on. Rows of `other` are finished beside it.
   template <class Other>
-  void operator()(int64_t first, int64_t rows, const typename Kind::Element* panels, int64_t padded, Fetch fetch,
-                  typename Kind::Accumulator* products, Other& other) {
+  void operator()(int64_t first, int64_t rows, const typename Kind::Element* panels, int64_t padded, const int32_t*,
+                  Fetch fetch, typename Kind::Accumulator* products, Other& other) {
     if (rows != configured) configure(configured = rows);
     if (rows > 16)
       multiply<true>(x + first * stride, stride, panels, padded, fetch, other);

@@ -1,7 +1,7 @@
 // The products of rows with one pair of panels, on vector registers.
 //
-// Where the instruction set has products of bf16 and int8 (AVX512-BF16, VNNI), rows and panels are multiplied as they
-// lie. Elsewhere a row's elements are widened once for all panels, so that one of them is multiplied with a vector of
+// Where the instruction set has products of bf16 and int8 (AVX512-BF16, VNNI), a lane takes a group of both at once.
+// Elsewhere a row's elements are widened once for all panels, so that one of them is multiplied with a vector of
 // weights from where it lies, and weights are widened in registers, for all rows of a block: bf16 to float, and int8 to
 // int16, two of which are multiplied and added at once.
 #pragma once
@@ -29,38 +29,92 @@ static int64_t next_block(int64_t rows) {
   return (rows + blocks - 1) / blocks;
 }
 
+// How many of the `wanted` lines of the next panels are fetched with each line of inputs. With one or two rows the loads
+// of the panels at hand keep the memory busy.
+static int64_t fetched_lines(int64_t rows, int64_t wanted) { return rows <= 2 ? 2 : wanted; }
+
 typedef int32_t vs __attribute__((vector_size(4 * W)));
 
-#if !defined(__AVX512BF16__)
-typedef int16_t vp __attribute__((vector_size(4 * W)));  // pairs
-
-// How a kind is multiplied without instructions of its own. Element: what x is widened to; Part: what a vector of
-// weights is widened to, in two stages; Sum: of products with them.
+// How rows and panels of a kind are multiplied. Element: what x is converted to, once for all panels; Part: what a vector
+// of weights is converted to, in so many stages; Sum: of products with them, which starts with what `start` says, given the
+// sums over the weights of each output (int8 alone).
 template <class Kind>
-struct Widened;
+struct Multiplying;
+
+#if defined(__AVX512BF16__)
+// A lane's worth of x in every lane.
+template <class Element>
+inline vu spread_group(const Element* x) {
+  uint32_t group;
+  std::memcpy(&group, x, sizeof group);
+  return vu{} + group;
+}
 
 template <>
-struct Widened<Bf16> {
+struct Multiplying<Bf16> {
+  typedef bf16 Element;
+  typedef vu Part;
+  typedef vf Sum;
+  static constexpr int STAGES = 1;
+  static void convert(const bf16* from, int64_t count, bf16* to) { std::memcpy(to, from, count * sizeof *to); }
+  static Sum start(const int32_t*) { return Sum{}; }
+  static Part part(vu weights, int) { return weights; }
+  static Part spread(const bf16* x, int) { return spread_group(x); }
+  static Sum add(Sum sum, Part x, Part weights) {
+    return (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)weights);
+  }
+};
+
+// One of the two must be unsigned: x is taken as x + 128, which sums make good by what they start with.
+template <>
+struct Multiplying<Int8> {
+  typedef uint8_t Element;
+  typedef vu Part;
+  typedef vs Sum;
+  static constexpr int STAGES = 1;
+  static void convert(const int8_t* from, int64_t count, uint8_t* to) {
+    for (int64_t i = 0; i < count; i++) to[i] = uint8_t(from[i]) ^ 0x80;
+  }
+  static Sum start(const int32_t* weight_sums) {
+    vs v;
+    std::memcpy(&v, weight_sums, sizeof v);
+    return v * -128;
+  }
+  static Part part(vu weights, int) { return weights; }
+  static Part spread(const uint8_t* x, int) { return spread_group(x); }
+  static Sum add(Sum sum, Part x, Part weights) {
+    return (Sum)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)weights);
+  }
+};
+#else
+typedef int16_t vp __attribute__((vector_size(4 * W)));  // pairs
+
+template <>
+struct Multiplying<Bf16> {
   typedef float Element;
   typedef vf Part, Sum;
-  static void widen(const bf16* from, int64_t count, float* to) {
+  static constexpr int STAGES = 2;
+  static void convert(const bf16* from, int64_t count, float* to) {
     for (int64_t i = 0; i < count; i += W) store(to + i, load(from + i));
   }
+  static Sum start(const int32_t*) { return Sum{}; }
   static Part part(vu weights, int stage) { return (vf)(stage ? weights & 0xffff0000u : weights << 16); }
   static Part spread(const float* x, int stage) { return splat(x[stage]); }
   static Sum add(Sum sum, Part x, Part weights) { return sum + x * weights; }
 };
 
 template <>
-struct Widened<Int8> {
+struct Multiplying<Int8> {
   typedef int16_t Element;
   typedef vp Part;
   typedef vs Sum;
+  static constexpr int STAGES = 2;
   // Of four, the first and the third, then the second and the fourth: in the order of the weights' stages.
-  static void widen(const int8_t* from, int64_t count, int16_t* to) {
+  static void convert(const int8_t* from, int64_t count, int16_t* to) {
     for (int64_t i = 0; i < count; i += 4)
       for (int64_t j = 0; j < 4; j++) to[i + j] = from[i + (j % 2 * 2 + j / 2)];
   }
+  static Sum start(const int32_t*) { return Sum{}; }
   static Part part(vu weights, int stage) { return (stage ? (vp)weights : (vp)weights << 8) >> 8; }
   static Part spread(const int16_t* x, int stage) {
     int32_t pair;
@@ -79,6 +133,7 @@ struct Widened<Int8> {
 #endif
   }
 };
+#endif
 
 // One after the other: GCC would take many at once, for which there are no registers.
 template <class V>
@@ -89,23 +144,45 @@ inline V in_order(V v) {
   return v;
 }
 
+// The same pointer, of which the compiler knows no more.
+template <class T>
+inline const T* opaque(const T* p) {
+#if defined(__GNUC__) && !defined(RZ_EMULATED)
+  asm volatile("" : "+r"(p));
+#endif
+  return p;
+}
+
+template <class Kind>
+inline vu weights_at(const typename Kind::Element* panels, int64_t padded, int v) {
+  vu lanes;
+  const int64_t panel = v * W / PANEL, lane = v * W % PANEL;
+  std::memcpy(&lanes, panels + panel * padded * PANEL + lane * Kind::GROUP, sizeof lanes);
+  return lanes;
+}
+
 template <class Kind, int ROWS>
-static void multiply(const typename Widened<Kind>::Element* x, int64_t stride, const typename Kind::Element* panels,
-                     int64_t padded, Fetch fetch, typename Kind::Accumulator* products) {
-  typedef Widened<Kind> How;
-  typename How::Sum sums[ROWS][VECTORS] = {};
+static void multiply(const typename Multiplying<Kind>::Element* x, int64_t stride, const typename Kind::Element* panels,
+                     int64_t padded, const int32_t* weight_sums, Fetch fetch, typename Kind::Accumulator* products) {
+  typedef Multiplying<Kind> How;
+  typename How::Sum sums[ROWS][VECTORS];
+  for (int v = 0; v < VECTORS; v++) sums[0][v] = How::start(weight_sums + v * W);
+  for (int row = 1; row < ROWS; row++)
+    for (int v = 0; v < VECTORS; v++) sums[row][v] = sums[0][v];
+  // Where rows are many, each third has a pointer of its own, from which others are a stride or two away: for a pointer to
+  // each there are not registers enough.
+  constexpr int NEAR = ROWS > 8 ? 3 : ROWS;
+  const typename How::Element* near[(ROWS + NEAR - 1) / NEAR];
+  for (int row = 0; row < ROWS; row += NEAR) near[row / NEAR] = x + row * stride;
   for (int64_t k = 0; k < padded; k += Kind::GROUP) {
     if (k % line<Kind>() == 0) fetch.some();
-    for (int stage = 0; stage < 2; stage++) {
+    if (NEAR < ROWS)
+      for (auto& each : near) each = opaque(each);
+    for (int stage = 0; stage < How::STAGES; stage++) {
       typename How::Part weights[VECTORS];
-      for (int v = 0; v < VECTORS; v++) {
-        vu lanes;
-        const int64_t panel = v * W / PANEL, lane = v * W % PANEL;
-        std::memcpy(&lanes, panels + panel * padded * PANEL + k * PANEL + lane * Kind::GROUP, sizeof lanes);
-        weights[v] = How::part(lanes, stage);
-      }
+      for (int v = 0; v < VECTORS; v++) weights[v] = How::part(weights_at<Kind>(panels + k * PANEL, padded, v), stage);
       for (int row = 0; row < ROWS; row++) {
-        const typename How::Part value = in_order(How::spread(x + row * stride + k, stage));
+        const typename How::Part value = in_order(How::spread(near[row / NEAR] + row % NEAR * stride + k, stage));
         for (int v = 0; v < VECTORS; v++) sums[row][v] = in_order(How::add(sums[row][v], value, weights[v]));
       }
     }
@@ -113,93 +190,55 @@ static void multiply(const typename Widened<Kind>::Element* x, int64_t stride, c
   for (int row = 0; row < ROWS; row++)
     for (int v = 0; v < VECTORS; v++) std::memcpy(products + row * PAIR + v * W, &sums[row][v], sizeof sums[row][v]);
 }
-#else
-template <class Kind>
-struct Widened {
-  typedef typename Kind::Element Element;
-};
-
-template <class Kind, int ROWS>
-static void multiply(const bf16* x, int64_t stride, const bf16* panels, int64_t padded, Fetch, float* products) {
-  vf sums[ROWS][VECTORS] = {};
-  for (int64_t k = 0; k < padded; k += 2)
-    for (int v = 0; v < VECTORS; v++) {
-      const __m512bh pairs = (__m512bh)_mm512_loadu_si512(panels + v * padded * PANEL + k * PANEL);
-      for (int row = 0; row < ROWS; row++) {
-        int32_t pair;
-        std::memcpy(&pair, x + row * stride + k, 4);
-        sums[row][v] = (vf)_mm512_dpbf16_ps((__m512)sums[row][v], (__m512bh)_mm512_set1_epi32(pair), pairs);
-      }
-    }
-  for (int row = 0; row < ROWS; row++)
-    for (int v = 0; v < VECTORS; v++) store(products + row * PAIR + v * W, sums[row][v]);
-}
-
-template <class Kind, int ROWS>
-static void multiply(const int8_t* x, int64_t stride, const int8_t* panels, int64_t padded, Fetch, int32_t* products) {
-  vs sums[ROWS][VECTORS] = {};
-  vs columns[VECTORS] = {};  // sums over the weights of a column: x is taken as x + 128, which this makes good
-  for (int64_t k = 0; k < padded; k += 4)
-    for (int v = 0; v < VECTORS; v++) {
-      const __m512i groups = _mm512_loadu_si512(panels + v * padded * PANEL + k * PANEL);
-      columns[v] = (vs)_mm512_dpbusd_epi32((__m512i)columns[v], _mm512_set1_epi8(1), groups);
-      for (int row = 0; row < ROWS; row++) {
-        int32_t group;
-        std::memcpy(&group, x + row * stride + k, 4);
-        const __m512i shifted = _mm512_set1_epi32(group ^ int32_t(0x80808080));
-        sums[row][v] = (vs)_mm512_dpbusd_epi32((__m512i)sums[row][v], shifted, groups);
-      }
-    }
-  for (int row = 0; row < ROWS; row++)
-    for (int v = 0; v < VECTORS; v++) {
-      const vs result = sums[row][v] - columns[v] * 128;
-      std::memcpy(products + row * PAIR + v * W, &result, sizeof result);
-    }
-}
-#endif
 
 template <class Kind>
 class Rows {
+  typedef Multiplying<Kind> How;
   typedef typename Kind::Element Element;
-  typedef typename Widened<Kind>::Element Wide;
+  typedef typename How::Element Converted;
   typedef typename Kind::Accumulator Accumulator;
 
-  const Wide* rows = nullptr;
+  // Rows whose distance is a multiple of this would share few sets of the first-level cache.
+  static constexpr int64_t ALIASING_BYTES = 2048;
+
+  const Converted* rows = nullptr;
   int64_t stride = 0;
 
   template <int ROWS>
-  void multiply_block(int64_t first, int64_t count, const Element* panels, int64_t padded, Fetch fetch,
-                      Accumulator* products) const {
+  void multiply_block(int64_t first, int64_t count, const Element* panels, int64_t padded,
+                      const int32_t* weight_sums, Fetch fetch, Accumulator* products) const {
     if (count == ROWS) {
       for (int64_t panel = 0; panel < PAIR / PANEL; panel += AT_ONCE, fetch.lines = 0)
-        multiply<Kind, ROWS>(rows + first * stride, stride, panels + panel * padded * PANEL, padded, fetch,
-                             products + panel * PANEL);
+        multiply<Kind, ROWS>(rows + first * stride, stride, panels + panel * padded * PANEL, padded,
+                             weight_sums + panel * PANEL, fetch, products + panel * PANEL);
     } else if constexpr (ROWS > 1) {
-      multiply_block<ROWS - 1>(first, count, panels, padded, fetch, products);
+      multiply_block<ROWS - 1>(first, count, panels, padded, weight_sums, fetch, products);
     }
   }
 
  public:
-  static constexpr int64_t BYTES = sizeof(Wide);  // of an element, while it is multiplied
+  static constexpr int64_t BYTES = sizeof(Converted);  // of an element, while it is multiplied
 
   // Those that are multiplied from now on: `count` of them, each `padded` long.
   void begin(const Element* x, int64_t x_stride, int64_t count, int64_t padded) {
-    if constexpr (!std::is_same_v<Wide, Element>) {
-      // By every thread for itself: it is little beside the products, and none has to wait.
-      static thread_local Aligned memory;
-      Wide* wide = (Wide*)memory.of(count * padded * sizeof(Wide));
-      for (int64_t row = 0; row < count; row++) Widened<Kind>::widen(x + row * x_stride, padded, wide + row * padded);
-      rows = wide, stride = padded;
-    } else {
-      rows = x, stride = x_stride;
-    }
+    if constexpr (std::is_same_v<Converted, Element>)
+      if (count == 1 || x_stride * int64_t(sizeof *x) % ALIASING_BYTES) {
+        rows = x, stride = x_stride;
+        return;
+      }
+    // By every thread for itself: it is little beside the products, and none has to wait.
+    static thread_local Aligned memory;
+    stride = padded + (padded * int64_t(sizeof(Converted)) % ALIASING_BYTES ? 0 : 64 / sizeof(Converted));
+    Converted* converted = (Converted*)memory.of(count * stride * sizeof(Converted));
+    for (int64_t row = 0; row < count; row++) How::convert(x + row * x_stride, padded, converted + row * stride);
+    rows = converted;
   }
 
   // `count` of them from `first` on.
   template <class Other>
-  void operator()(int64_t first, int64_t count, const Element* panels, int64_t padded, Fetch fetch,
-                  Accumulator* products, Other&) const {
-    multiply_block<BLOCK>(first, count, panels, padded, fetch, products);
+  void operator()(int64_t first, int64_t count, const Element* panels, int64_t padded, const int32_t* weight_sums,
+                  Fetch fetch, Accumulator* products, Other&) const {
+    multiply_block<BLOCK>(first, count, panels, padded, weight_sums, fetch, products);
   }
 };
 
