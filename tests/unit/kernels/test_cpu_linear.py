@@ -13,6 +13,8 @@ from models.kernels.cpu.memory import Arena, Workspace
 
 ISAS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
 SHAPES = [(1, 1, 1), (1, 32, 64), (2, 33, 31), (5, 48, 70), (13, 96, 128), (31, 130, 200), (37, 64, 96), (70, 40, 129)]
+#: Rows at distances that share few sets of a cache are copied apart first.
+SHAPES += [(14, 40, 1024), (26, 33, 2048)]
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels were not built: there was no C++ compiler")
 
@@ -97,8 +99,9 @@ def test_int8_gives_the_same_bits_on_every_instruction_set() -> None:
         torch.testing.assert_close(result, results[0], rtol=1e-5, atol=0.3)
 
 
-def test_a_row_of_a_product_depends_on_its_own_row_alone(chosen_isa: str) -> None:
-    hidden, weight = random(70, 128, seed=11), random(96, 128, seed=12)
+@pytest.mark.parametrize("inputs", [128, 1024])
+def test_a_row_of_a_product_depends_on_its_own_row_alone(chosen_isa: str, inputs: int) -> None:
+    hidden, weight = random(70, inputs, seed=11), random(96, inputs, seed=12)
     for is_quantised in (False, True):
         linear = packed(weight, is_quantised=is_quantised)
         whole = linear(hidden).clone()

@@ -85,12 +85,12 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
         const int32_t* weight_sums =
             Kind::HAS_SUMS ? (const int32_t*)(packed + pairs * padded * PAIR) + pair * PAIR : no_sums;
         // While these panels are multiplied, the next pair comes from memory, a part with every block of rows.
-        const int lines = int(fetched_lines(bottom - top, (PAIR + blocks - 1) / blocks));
+        const int lines = int(std::min(MOST_FETCHED, (PAIR + blocks - 1) / blocks));
         const char* next = (const char*)(panels + padded * PAIR);
         for (int64_t row = top, count; row < bottom; row += count) {
           count = next_block(bottom - row);
           before.expect(row, count, pair * PAIR);
-          multiply_rows(row - top, count, panels, padded, weight_sums, Fetch{next, lines}, products[current], before);
+          multiply_rows(row - top, count, panels, padded, weight_sums, Fetch{next, lines, blocks > 1 ? 0 : AHEAD}, products[current], before);
           next += lines * 64 * (padded / line<Kind>());
           before.rest();
           before.begin(products[current], row, count, pair * PAIR);

@@ -30,10 +30,12 @@ constexpr int64_t line() {
   return 16 * Kind::GROUP;
 }
 
-// Memory that will be wanted next: so many lines of 64 bytes are fetched with each line of inputs.
+// Memory that will be wanted next: so many lines of 64 bytes are fetched with each line of inputs; or else, with each
+// line that is loaded, the one so many bytes after it.
 struct Fetch {
   const char* from;
   int lines;
+  int64_t ahead;
 
   void some() {
     for (int i = 0; i < lines; i++, from += 64) __builtin_prefetch(from, 0, 2);

@@ -11,9 +11,9 @@ constexpr int64_t BLOCK = 32;
 
 static int64_t next_block(int64_t rows) { return std::min(rows, BLOCK); }
 
-// How many of the `wanted` lines of the next panels are fetched with each line of inputs. More would crowd out the loads
-// of the panels at hand.
-static int64_t fetched_lines(int64_t, int64_t wanted) { return std::min<int64_t>(8, wanted); }
+// Lines of the next panels that are fetched with each line of inputs. More would crowd out the loads of those at hand.
+constexpr int64_t MOST_FETCHED = 8;
+constexpr int64_t AHEAD = 0;
 
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};

@@ -29,9 +29,10 @@ static int64_t next_block(int64_t rows) {
   return (rows + blocks - 1) / blocks;
 }
 
-// How many of the `wanted` lines of the next panels are fetched with each line of inputs. With one or two rows the loads
-// of the panels at hand keep the memory busy.
-static int64_t fetched_lines(int64_t rows, int64_t wanted) { return rows <= 2 ? 2 : wanted; }
+// Lines of the next panels that are fetched with each line of inputs: as many as one holds.
+constexpr int64_t MOST_FETCHED = PAIR;
+// A single block of rows reads panels as fast as they come from memory: they are fetched so many bytes ahead instead.
+constexpr int64_t AHEAD = 4096;
 
 typedef int32_t vs __attribute__((vector_size(4 * W)));
 
@@ -175,7 +176,12 @@ static void multiply(const typename Multiplying<Kind>::Element* x, int64_t strid
   const typename How::Element* near[(ROWS + NEAR - 1) / NEAR];
   for (int row = 0; row < ROWS; row += NEAR) near[row / NEAR] = x + row * stride;
   for (int64_t k = 0; k < padded; k += Kind::GROUP) {
-    if (k % line<Kind>() == 0) fetch.some();
+    if (fetch.ahead) {
+      for (int64_t panel = 0; panel < AT_ONCE; panel++)
+        __builtin_prefetch((const char*)(panels + panel * padded * PANEL + k * PANEL) + fetch.ahead, 0, 2);
+    } else if (k % line<Kind>() == 0) {
+      fetch.some();
+    }
     if (NEAR < ROWS)
       for (auto& each : near) each = opaque(each);
     for (int stage = 0; stage < How::STAGES; stage++) {
