@@ -13,7 +13,7 @@ from models.kernels.cpu.memory import Arena, Workspace
 
 ISAS = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
 SHAPES = [(1, 1, 1), (1, 32, 64), (2, 33, 31), (5, 48, 70), (13, 96, 128), (31, 130, 200), (37, 64, 96), (70, 40, 129)]
-#: Rows at distances that share few sets of a cache are copied apart first.
+# Rows at distances that share few sets of a cache are copied apart first.
 SHAPES += [(14, 40, 1024), (26, 33, 2048)]
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels were not built: there was no C++ compiler")

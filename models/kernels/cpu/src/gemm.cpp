@@ -39,9 +39,9 @@ static void pack_panels(const typename Kind::Element* weight, int64_t outputs, i
       for (int64_t column = 0; column < PANEL; column++)
         for (int64_t i = 0; i < Kind::GROUP; i++) {
           const int64_t row = first + column, input = group * Kind::GROUP + i;
-          *out = row < last && input < inputs ? weight[row * inputs + input] : Element{};
-          if constexpr (Kind::HAS_SUMS) sums[column] += *out;
-          out++;
+          const Element element = row < last && input < inputs ? weight[row * inputs + input] : Element{};
+          if constexpr (Kind::HAS_SUMS) sums[column] += element;
+          *out++ = element;
         }
     if constexpr (Kind::HAS_SUMS)
       std::memcpy(packed + panels * padded * PANEL + panel * sizeof sums, sums, sizeof sums);
@@ -90,7 +90,8 @@ static void multiply_all(const typename Kind::Element* x, int64_t stride, const 
         for (int64_t row = top, count; row < bottom; row += count) {
           count = next_block(bottom - row);
           before.expect(row, count, pair * PAIR);
-          multiply_rows(row - top, count, panels, padded, weight_sums, Fetch{next, lines, blocks > 1 ? 0 : AHEAD}, products[current], before);
+          const Fetch fetch{next, lines, blocks > 1 ? 0 : AHEAD};
+          multiply_rows(row - top, count, panels, padded, weight_sums, fetch, products[current], before);
           next += lines * 64 * (padded / line<Kind>());
           before.rest();
           before.begin(products[current], row, count, pair * PAIR);

@@ -13,7 +13,7 @@ static int64_t next_block(int64_t rows) { return std::min(rows, BLOCK); }
 
 // Lines of the next panels that are fetched with each line of inputs. More would crowd out the loads of those at hand.
 constexpr int64_t MOST_FETCHED = 8;
-constexpr int64_t AHEAD = 0;
+constexpr int64_t AHEAD = 0;  // not tried with tile registers
 
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};

@@ -36,9 +36,9 @@ constexpr int64_t AHEAD = 4096;
 
 typedef int32_t vs __attribute__((vector_size(4 * W)));
 
-// How rows and panels of a kind are multiplied. Element: what x is converted to, once for all panels; Part: what a vector
-// of weights is converted to, in so many stages; Sum: of products with them, which starts with what `start` says, given the
-// sums over the weights of each output (int8 alone).
+// How rows and panels of a kind are multiplied. Element: what x is converted to, once for all panels; Part: what a
+// vector of weights is converted to, in so many stages; Sum: of products with them, which starts with what `start`
+// says, given the sums over each output's weights (int8 alone).
 template <class Kind>
 struct Multiplying;
 
@@ -170,8 +170,8 @@ static void multiply(const typename Multiplying<Kind>::Element* x, int64_t strid
   for (int v = 0; v < VECTORS; v++) sums[0][v] = How::start(weight_sums + v * W);
   for (int row = 1; row < ROWS; row++)
     for (int v = 0; v < VECTORS; v++) sums[row][v] = sums[0][v];
-  // Where rows are many, each third has a pointer of its own, from which others are a stride or two away: for a pointer to
-  // each there are not registers enough.
+  // Where rows are many, each third has a pointer of its own, from which others are a stride or two away: for a pointer
+  // to each there are not registers enough.
   constexpr int NEAR = ROWS > 8 ? 3 : ROWS;
   const typename How::Element* near[(ROWS + NEAR - 1) / NEAR];
   for (int row = 0; row < ROWS; row += NEAR) near[row / NEAR] = x + row * stride;
